@@ -9,7 +9,7 @@
     │   ├── DataError                  a data set with wrong columns, shapes, types or values
     │   ├── UpdateError                an update of the wrong size, digest or content
     │   ├── NotFoundError              a job, round, client or version that does not exist
-    │   ├── ConflictError              something that exists already or is in a state that forbids this
+    │   ├── ConflictError              something that exists already, or whose state forbids this
     │   └── MissingExtraError          an optional package that is not installed
     └── WorldError                   the world: trying again later can help
         ├── UnavailableError           the other side cannot be reached or is stopping
@@ -19,8 +19,9 @@
         │   └── HeldError                another process holds this database or directory
         └── DisplacedError             another device runs under this client's identity
 
-A message says what is wrong, where, and what to do about it. Only these cross a process as themselves
-(`headwater.status` maps them to gRPC statuses and back); anything else is a defect of ours.
+A message says what is wrong, where, and what to do about it. Only these cross a process as
+themselves (`headwater.status` maps them to gRPC statuses and back); anything else is a defect of
+ours.
 """
 
 import importlib

@@ -67,11 +67,11 @@ class Layout:
     tensors: tuple[TensorSpec, ...]
 
     def __post_init__(self) -> None:
-        names = [spec.name for spec in self.tensors]
-        repeated = {name for name in names if names.count(name) > 1} if len(names) < 5000 else set()
-        if repeated or len(set(names)) != len(names):
-            raise PlanError(f"the layout names a tensor twice: {sorted(repeated)[:3]}")
+        seen: set[str] = set()
         for spec in self.tensors:
+            if spec.name in seen:
+                raise PlanError(f"the layout names the tensor {spec.name!r} twice")
+            seen.add(spec.name)
             _check_dtype(spec)
 
     @cached_property

@@ -66,8 +66,8 @@ def weights_size_bytes(layout: Layout) -> int:
 def write_weights(file: BinaryIO, layout: Layout, weights: Weights) -> None:
     """Write a weights file: the same weights and layout give the same bytes."""
     file.write(weights_header(layout))
-    file.write(memoryview(np.ascontiguousarray(weights.integers)).cast("B"))
-    file.write(memoryview(np.ascontiguousarray(weights.floats)).cast("B"))
+    file.write(np.ascontiguousarray(weights.integers).data.cast("B"))
+    file.write(np.ascontiguousarray(weights.floats).data.cast("B"))
 
 
 def read_weights(path: str | os.PathLike[str], layout: Layout) -> Weights:
