@@ -1,0 +1,1 @@
+"""Jobs as authors write them: the job file, its checks, and what it names."""

@@ -1,0 +1,371 @@
+"""A job as data: what the job file says, with every default filled in.
+
+`parse_job` (coordinator.jobs.job_file) reads it from TOML; `to_dict` and `from_dict` carry it
+through JSON without loss. Each field declares what it allows, so that the checks, the messages and
+the reference in docs/jobs.md come from one place.
+"""
+# ruff: noqa: RUF009  (`key` returns a dataclass field, which is what belongs there)
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from headwater.batch import TensorSignature
+from headwater.errors import JobFileError
+
+from coordinator.jobs.builder import Fault, build
+from coordinator.jobs.key import Pattern, key
+from coordinator.jobs.where import parse_where
+
+Setting = float | bool | tuple[float, ...]
+
+OPTIMIZER_SETTINGS: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
+    {
+        "sgd": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
+        "adam": {"betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.0},
+        "adamw": {"betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.01},
+    }
+)
+"""The settings of each optimizer with their defaults, which are torch's."""
+
+_SLUG = Pattern(
+    r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+    "1 to 63 lower-case letters, digits and hyphens, a letter or digit first and last",
+)
+_DATASET = Pattern(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+    "1 to 63 letters, digits, dots, underscores and hyphens, a letter or digit first",
+)
+_TENSOR = Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and underscores, no digit first")
+_REFERENCE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+_FACTORY = Pattern(_REFERENCE, '"module:name", such as "model:Net"')
+_NAME_OR_FACTORY = Pattern(rf"[a-z_][a-z0-9_]*|{_REFERENCE}", 'a name or "module:function"')
+_START = Pattern(
+    r"[a-z0-9-]+@(latest|\d+)|.+\.safetensors",
+    '"JOB@VERSION", "JOB@latest" or the path of a .safetensors file',
+)
+
+
+def metric_name(metric: str) -> str:
+    """The name under which a metric is recorded: `model:f1` is recorded as `f1`."""
+    return metric.rpartition(":")[2]
+
+
+def _where_fault(where: str) -> str | None:
+    try:
+        parse_where(where)
+    except JobFileError as error:
+        return str(error)
+    return None
+
+
+def _stop_mode(values: Mapping[str, Any]) -> str:
+    return "min" if metric_name(str(values.get("metric", ""))) == "loss" else "max"
+
+
+def _metrics_fault(metrics: tuple[str, ...]) -> str | None:
+    names = [metric_name(metric) for metric in metrics]
+    if len(set(names)) < len(names):
+        return "each metric once (they are recorded by the name after the colon)"
+    return '"loss" is always recorded and no metric' if "loss" in names else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One input or target of the model."""
+
+    shape: tuple[int, ...] = key(
+        "The dimensions of one example, without the batch; `[]` for one number.", minimum=1
+    )
+    dtype: str = key("The type of its elements.", choices=("float32", "int64"))
+    name: str | None = key(
+        "The name that data sources know it by.",
+        value=None,
+        pattern=_TENSOR,
+        default="`x` and `y`; `x0`, `x1`, … and `y0`, `y1`, … where there are several",
+    )
+    maximum: int | None = key(
+        "For int64: values lie in 0 ≤ value < maximum (tokens, classes).",
+        value=None,
+        minimum=1,
+        default="unbounded; classes follow from the model's output",
+    )
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong between the keys."""
+        if self.maximum is not None and self.dtype != "int64":
+            yield Fault(("maximum",), "only where dtype is int64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What is trained: the author's module, its loss and metrics, and what goes in and out."""
+
+    factory: str = key(
+        "The class or function that returns the `torch.nn.Module`, from a file in the job file's "
+        "folder or an installed package.",
+        pattern=_FACTORY,
+    )
+    loss: str = key(
+        "A name of `torch.nn.functional` or your own `module:function`, called with "
+        "(output, target).",
+        pattern=_NAME_OR_FACTORY,
+    )
+    metrics: tuple[str, ...] = key(
+        "Recorded besides the loss: names or your own `module:function`.",
+        value=(),
+        pattern=_NAME_OR_FACTORY,
+        check=_metrics_fault,
+    )
+    input: Tensor | None = key("The model's input.", value=None, default="one of input, inputs")
+    inputs: tuple[Tensor, ...] = key(
+        "The model's inputs where it takes several, in the order of `forward`.",
+        value=(),
+        default="one of input, inputs",
+    )
+    target: Tensor | None = key(
+        "What the output is compared with.", value=None, default="one of target, targets"
+    )
+    targets: tuple[Tensor, ...] = key(
+        "The targets where the loss takes several, in its order.",
+        value=(),
+        default="one of target, targets",
+    )
+    start: str | None = key(
+        "Begin from earlier weights: a version of another job, or a safetensors file beside the "
+        "job file.",
+        value=None,
+        pattern=_START,
+        default="what the factory initializes",
+    )
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong between the keys."""
+        for one, several in (("input", "inputs"), ("target", "targets")):
+            given = [name for name in (one, several) if getattr(self, name)]
+            if len(given) != 1:
+                yield Fault(
+                    (given[-1],) if given else (),
+                    f"exactly one of {one} and {several} is allowed"
+                    if given
+                    else f"{one} is missing: such as {one} = {{ shape = [3], dtype = "
+                    f'"float32" }}, or {several} with a list of them',
+                )
+        names = [one.name for one in (*self.input_signatures, *self.target_signatures)]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield Fault((), f'several inputs or targets are named "{name}": each needs its own')
+
+    @property
+    def input_signatures(self) -> tuple[TensorSignature, ...]:
+        """The inputs in order, each with its name."""
+        return _signatures("x", self.inputs or ((self.input,) if self.input else ()))
+
+    @property
+    def target_signatures(self) -> tuple[TensorSignature, ...]:
+        """The targets in order, each with its name."""
+        return _signatures("y", self.targets or ((self.target,) if self.target else ()))
+
+
+def _signatures(letter: str, tensors: tuple[Tensor, ...]) -> tuple[TensorSignature, ...]:
+    names = [letter] if len(tensors) == 1 else [f"{letter}{n}" for n in range(len(tensors))]
+    return tuple(
+        TensorSignature(one.name or name, one.shape, one.dtype, one.maximum)
+        for name, one in zip(names, tensors, strict=True)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The optimizer of the local steps. Its settings mean what they mean in torch."""
+
+    name: str = key("Which one.", choices=tuple(OPTIMIZER_SETTINGS))
+    learning_rate: float = key("The step size.", above=0)
+    momentum: float | None = key(
+        "For sgd: the momentum factor.", value=None, minimum=0, below=1, default="0"
+    )
+    nesterov: bool | None = key(
+        "For sgd: Nesterov momentum; needs momentum.", value=None, default="false"
+    )
+    weight_decay: float | None = key(
+        "L2 penalty; decoupled from the gradient in adamw.",
+        value=None,
+        minimum=0,
+        default="0; 0.01 for adamw",
+    )
+    betas: tuple[float, float] | None = key(
+        "For adam and adamw: decay rates of the two running means.",
+        value=None,
+        minimum=0,
+        below=1,
+        default="[0.9, 0.999]",
+    )
+    epsilon: float | None = key(
+        "For adam and adamw: added to the denominator.", value=None, above=0, default="1e-8"
+    )
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong between the keys."""
+        allowed = OPTIMIZER_SETTINGS[self.name]
+        for setting in ("momentum", "nesterov", "weight_decay", "betas", "epsilon"):
+            if getattr(self, setting) is not None and setting not in allowed:
+                yield Fault((setting,), f"{self.name} has only {', '.join(allowed)}")
+        if self.nesterov and not self.momentum:
+            yield Fault(("nesterov",), "only with momentum above 0")
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """The settings of this optimizer but the learning rate, with the defaults filled in."""
+        chosen = ((name, getattr(self, name)) for name in OPTIMIZER_SETTINGS[self.name])
+        given = {name: value for name, value in chosen if value is not None}
+        return {**OPTIMIZER_SETTINGS[self.name], **given}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """What a client does with its data in one round."""
+
+    optimizer: Optimizer = key("The optimizer, as a table.")
+    local_epochs: int | None = key(
+        "Passes over the client's data in a round.",
+        value=None,
+        minimum=1,
+        default="one of local_epochs, local_steps",
+    )
+    local_steps: int | None = key(
+        "Batches in a round, whatever the client holds.",
+        value=None,
+        minimum=1,
+        default="one of local_epochs, local_steps",
+    )
+    batch_size: int = key("Examples in a batch; a last smaller one is kept.", minimum=1)
+    optimizer_state: str = key(
+        "Whether momentum and the like begin anew in each round or stay on the device.",
+        value="reset",
+        choices=("reset", "keep"),
+    )
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong between the keys."""
+        if self.local_epochs is None and self.local_steps is None:
+            yield Fault((), "local_epochs or local_steps is missing")
+        elif self.local_epochs is not None and self.local_steps is not None:
+            yield Fault(("local_steps",), "exactly one of local_epochs and local_steps is allowed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """When and where the global model is measured."""
+
+    every: int = key("After every so many rounds, and after the last.", value=1, minimum=1)
+    on: tuple[str, ...] = key(
+        "On the clients' own data, and on the data that the coordinator holds out under the job's "
+        "data set name; empty for never.",
+        value=("clients",),
+        choices=("clients", "coordinator"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """End the job when a metric has stopped improving."""
+
+    metric: str = key('"loss" or one of the metrics.')
+    patience: int = key("Evaluations without improvement before the job ends.", minimum=1)
+    minimum_change: float = key("What counts as an improvement.", value=0.0, minimum=0)
+    mode: str = key(
+        "Whether more or less is better.",
+        choices=("max", "min"),
+        infer=_stop_mode,
+        default='"min" for the loss, else "max"',
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """How many rounds there are, who takes part and when one closes."""
+
+    count: int = key("Rounds in the job.", minimum=1)
+    cohort: int = key("Accepted updates that close a round.", minimum=1)
+    over_selection: float = key(
+        "Offered assignments for each update of the cohort, against clients that drop out.",
+        value=1.0,
+        minimum=1,
+        maximum=10,
+    )
+    quorum: int = key(
+        "The fewest updates with which a round commits, and attending clients with which it opens; "
+        "at most the cohort.",
+        minimum=1,
+        infer=lambda values: values.get("cohort"),
+        default="the cohort",
+    )
+    deadline_seconds: float = key(
+        "How long a round waits for its cohort.", value=600.0, above=0, maximum=30 * 86400
+    )
+    evaluate: Evaluate = key("When and where the model is measured.", factory=Evaluate)
+    stop: Stop | None = key("Early stopping.", value=None, default="all rounds are run")
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong between the keys."""
+        if self.quorum > self.cohort:
+            yield Fault(("quorum",), f"at most the cohort ({self.cohort})")
+        if self.stop is not None and not self.evaluate.on:
+            yield Fault(("stop",), "needs an evaluation: evaluate.on is empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clients:
+    """Which clients may take part."""
+
+    where: str = key(
+        "A condition over tags and the device profile.",
+        value="",
+        check=_where_fault,
+        default="every client that has the data set",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """A whole job, checked."""
+
+    name: str = key("The job's name.", pattern=_SLUG)
+    dataset: str = key("The name that clients bind to their own files.", pattern=_DATASET)
+    seed: int = key(
+        "Every random choice of the job derives from it.", value=0, minimum=0, maximum=2**63 - 1
+    )
+    model: Model = key("What is trained.")
+    train: Train = key("What a client does in one round.")
+    rounds: Rounds = key("How many rounds there are, who takes part and when one closes.")
+    clients: Clients = key("Which clients may take part.", factory=Clients)
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong between the tables."""
+        stop = self.rounds.stop
+        measured = ("loss", *map(metric_name, self.model.metrics))
+        if stop is not None and stop.metric not in measured:
+            yield Fault(("rounds", "stop", "metric"), f"one of {', '.join(measured)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The job as JSON-able values; keys that are not set are left out."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "JobSpec":
+        """The job that `to_dict` or a TOML parser gave.
+
+        Raises:
+            JobFileError: every key that is wrong, one a line.
+        """
+        spec, faults = build(cls, values)
+        if spec is None or faults:
+            raise JobFileError("\n".join(fault.describe(values) for fault in faults))
+        return spec
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items() if one is not None}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
