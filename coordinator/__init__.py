@@ -1,0 +1,1 @@
+"""The coordinator: round engine, services, plan compiler and the operators' command."""
