@@ -201,7 +201,11 @@ class Optimizer:
         default="[0.9, 0.999]",
     )
     epsilon: float | None = key(
-        "For adam and adamw: added to the denominator.", value=None, above=0, default="1e-8"
+        "For adam and adamw: added to the denominator.",
+        value=None,
+        above=0,
+        below=1,
+        default="1e-8",
     )
 
     def faults(self) -> Iterator[Fault]:
