@@ -67,14 +67,14 @@ def to_json(
     Raises:
         CompileError: the trace calls an operator outside the allow-list or holds a large constant.
     """
-    functional = _functional(graph_module)
+    functional = functional(graph_module)
     _drop_identities(functional.graph)
     functional.graph.eliminate_dead_code()
     _refuse_unsupported(functional.graph)
     return _Writer(functional).graph(tuple(input_names), tuple(output_names)).to_bytes()
 
 
-def _functional(graph_module: fx.GraphModule) -> fx.GraphModule:
+def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
     """A copy of the trace in which no operator writes its arguments."""
     copied = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
     _rewrite_batch_norm(copied.graph)
@@ -130,16 +130,14 @@ def _use_new_statistics(
 def _drop_identities(graph: fx.Graph) -> None:
     """In a functional graph without autograd a detached tensor or a copy of an input is itself."""
     for node in graph.nodes:
-        if node.target in _IDENTITIES or _copies_input(node):
-            node.replace_all_uses_with(node.args[0])
-        elif node.target is aten.t.default and node.args[0].target is aten.t.default:
-            node.replace_all_uses_with(node.args[0].args[0])
-
-
-def _copies_input(node: fx.Node) -> bool:
-    return (
-        node.target is aten.clone.default and not node.kwargs and node.args[0].op == "placeholder"
-    )
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            continue
+        copies_input = node.target is aten.clone.default and source.op == "placeholder"
+        if node.target in _IDENTITIES or (copies_input and not node.kwargs):
+            node.replace_all_uses_with(source)
+        elif node.target is aten.t.default and source.target is aten.t.default:
+            node.replace_all_uses_with(source.all_input_nodes[0])
 
 
 def _refuse_unsupported(graph: fx.Graph) -> None:

@@ -1,0 +1,51 @@
+"""Holds a batch against what a plan expects, before a runtime sees it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from headwater.batch import Array, Batch, TensorSignature
+from headwater.errors import DataError
+
+
+def check_batch(
+    batch: Batch, inputs: Sequence[TensorSignature], targets: Sequence[TensorSignature]
+) -> None:
+    """Refuse a batch that the plan's graphs cannot take.
+
+    Raises:
+        DataError: another number of tensors, another shape or dtype, no examples or unequal
+            numbers of them, or an integer outside of its range.
+    """
+    for kind, arrays, signatures in (
+        ("inputs", batch.inputs, inputs),
+        ("targets", batch.targets, targets),
+    ):
+        if len(arrays) != len(signatures):
+            raise DataError(
+                f"a batch has {len(arrays)} {kind}; the plan takes {len(signatures)}: "
+                + ", ".join(signature.name for signature in signatures)
+            )
+        for array, signature in zip(arrays, signatures, strict=True):
+            _check_array(array, signature, batch.size)
+
+
+def _check_array(array: Array, signature: TensorSignature, examples: int) -> None:
+    expected = (examples, *signature.shape)
+    if tuple(array.shape) != expected or examples == 0:
+        raise DataError(
+            f"{signature.name!r} of a batch has shape {tuple(array.shape)}; the plan takes "
+            f"(examples, {', '.join(map(str, signature.shape))}) with at least one example and the "
+            "same number of examples in every tensor"
+        )
+    if array.dtype.name != signature.dtype:
+        raise DataError(
+            f"{signature.name!r} of a batch has dtype {array.dtype}; the plan takes "
+            f"{signature.dtype}"
+        )
+    if signature.maximum is not None and array.size:
+        low, high = int(np.min(array)), int(np.max(array))
+        if low < 0 or high >= signature.maximum:
+            raise DataError(
+                f"{signature.name!r} of a batch has the value {low if low < 0 else high}; the plan "
+                f"takes 0 to {signature.maximum - 1}"
+            )

@@ -1,0 +1,219 @@
+"""Trains with torch: the plan's traced step with torch's native kernels, on the CPU or a GPU.
+
+No autograd runs here, since the backward pass and the optimizer are in the graph. State stays on
+the device between steps; only batches and a few scalars travel.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from headwater.aten import AtenGraph
+from headwater.batch import Array, Batch
+from headwater.errors import DataError, PlanError, UsageError
+from headwater.layout import Weights
+from headwater.plan import Plan
+
+from edge_client.trainers.signatures import check_batch
+from edge_client.trainers.torch_aten import load_graph
+
+TRAIN = "train.aten.json"
+EVALUATE = "evaluate.aten.json"
+_NEW = "new."
+_METRIC = "m."
+
+
+class TorchTrainer:
+    """One plan's training and evaluation steps in torch.
+
+    `threads` caps torch's threads in this whole process, since torch has one pool. `device` is
+    "auto" (the first GPU if there is one, else the CPU) or a torch device such as "cuda:1".
+
+    Raises:
+        PlanError: the torch form of the plan is damaged, not allowed, or too new for this torch.
+        UsageError: the device does not exist.
+    """
+
+    def __init__(self, plan: Plan, *, threads: int, device: str = "auto") -> None:
+        torch.set_num_threads(threads)
+        self.device = _device(device)
+        self._manifest = plan.manifest
+        self._layout = plan.layout
+        self._train = _Step(plan.read(TRAIN), self.device)
+        self._evaluate = _Step(plan.read(EVALUATE), self.device)
+        self._frozen = self._moved({f"f.{k}": v for k, v in plan.frozen_tensors().items()})
+        self._state: dict[str, torch.Tensor] = {}
+        self._slots: dict[str, torch.Tensor] = {}
+        self.reset_optimizer()
+
+    def set_weights(self, weights: Weights) -> None:
+        """Copy weights to the device; the optimizer keeps its state.
+
+        Raises:
+            PlanError: the weights are of another layout.
+        """
+        arrays = self._layout.unflatten(weights)
+        self._state = self._moved({f"p.{name}": array for name, array in arrays.items()})
+
+    def weights(self) -> Weights:
+        """A copy of the current weights."""
+        return self._layout.flatten(
+            {name.removeprefix("p."): _array(tensor) for name, tensor in self._state.items()}
+        )
+
+    def reset_optimizer(self) -> None:
+        """Begin again with an optimizer that has seen no step: every slot is zero."""
+        self._slots = {
+            slot.value_name: torch.zeros(slot.shape, device=self.device)
+            for slot in self._manifest.optimizer.slots
+        }
+
+    def optimizer_state(self) -> dict[str, Array]:
+        """A copy of the optimizer's slots by their names in the graph, such as `o.step`."""
+        return {name: _array(tensor).copy() for name, tensor in self._slots.items()}
+
+    def set_optimizer_state(self, state: Mapping[str, Array]) -> None:
+        """Go on with slots that `optimizer_state` returned, of this trainer or another.
+
+        Raises:
+            PlanError: the names or shapes are those of another optimizer.
+        """
+        shapes = {name: tuple(array.shape) for name, array in state.items()}
+        expected = {slot.value_name: slot.shape for slot in self._manifest.optimizer.slots}
+        if shapes != expected:
+            raise PlanError(
+                f"the optimizer state does not fit plan {self._manifest.name!r}: it is of another "
+                "plan; reset the optimizer"
+            )
+        self._slots = self._moved({k: np.asarray(v, np.float32) for k, v in state.items()})
+
+    def train_step(
+        self, batch: Batch, hyperparameters: Mapping[str, float], seed: int
+    ) -> dict[str, float]:
+        """One optimizer step on a batch; returns the batch's mean loss and metrics before it.
+
+        Hyperparameters that are left out take the plan's defaults. `seed` decides the dropout.
+
+        Raises:
+            DataError: the batch does not have the plan's shapes, dtypes or value ranges.
+            PlanError: the step fails in torch, for example for want of memory.
+        """
+        values = {**self._state, **self._frozen, **self._slots, **self._batch(batch)}
+        chosen = {**self._manifest.hyperparameters, **hyperparameters}
+        for name, value in chosen.items():
+            values[f"h.{name}"] = torch.tensor(value, dtype=torch.float32, device=self.device)
+        values["seed"] = torch.tensor(seed, dtype=torch.int64, device=self.device)
+        results = self._train.run(values)
+        for name, tensor in results.items():
+            if name.startswith(_NEW):
+                state = name.removeprefix(_NEW)
+                (self._state if state in self._state else self._slots)[state] = tensor
+        return _figures(results)
+
+    def evaluate_step(self, batch: Batch) -> dict[str, float]:
+        """Mean loss and metrics of a batch; the weights stay as they are.
+
+        Raises:
+            DataError: the batch does not have the plan's shapes, dtypes or value ranges.
+            PlanError: the step fails in torch.
+        """
+        return _figures(self._evaluate.run({**self._state, **self._frozen, **self._batch(batch)}))
+
+    def _batch(self, batch: Batch) -> dict[str, torch.Tensor]:
+        check_batch(batch, self._manifest.inputs, self._manifest.targets)
+        named = {f"x{index}": array for index, array in enumerate(batch.inputs)}
+        named |= {f"y{index}": array for index, array in enumerate(batch.targets)}
+        return {name: _tensor(array).to(self.device) for name, array in named.items()}
+
+    def _moved(self, arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+        """Copies on the device, which share no memory with the arrays."""
+        return {
+            name: torch.from_numpy(np.array(array)).to(self.device)
+            for name, array in arrays.items()
+        }
+
+
+class _Step:
+    """One graph, ready to run on named values."""
+
+    def __init__(self, data: bytes, device: torch.device) -> None:
+        graph = AtenGraph.from_bytes(data)
+        self._inputs = graph.inputs
+        self._outputs = tuple(name for name, _ in graph.outputs)
+        self._forward = load_graph(graph, device).forward
+
+    def run(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        try:
+            arguments = [values[name] for name in self._inputs]
+        except KeyError as error:
+            raise PlanError(
+                f"the plan's torch step asks for {error.args[0]!r:.80}: the manifest does not name "
+                "it, or the weights were not set"
+            ) from error
+        with torch.inference_mode(), _exact_kernels(), _in_our_words():
+            results = self._forward(*arguments)
+        return dict(zip(self._outputs, results, strict=True))
+
+
+@contextmanager
+def _exact_kernels() -> Iterator[None]:
+    """Full float32 and repeatable convolutions on GPUs; no effect on a CPU."""
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PlanError(
+            "the step does not fit this device's memory: use a smaller batch or a larger device "
+            f"({_first_line(error)})"
+        ) from error
+    except IndexError as error:
+        raise DataError(
+            f"a value of the batch is out of range for the model ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        raise PlanError(
+            f"the plan's torch step failed in torch {torch.__version__}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device {name!r} cannot be used ({_first_line(error)}): choose auto, cpu, or one of "
+            f"{torch.cuda.device_count()} GPUs as cuda:0, cuda:1, ..."
+        ) from error
+    return device
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    """The array as a tensor, without a copy where torch can share its memory."""
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.cpu().numpy()
+    return array
+
+
+def _figures(results: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Loss and metrics as numbers, in one transfer from the device."""
+    names = [name for name in results if name == "loss" or name.startswith(_METRIC)]
+    numbers = torch.stack([results[name].double() for name in names]).tolist()
+    return {name.removeprefix(_METRIC): value for name, value in zip(names, numbers, strict=True)}
