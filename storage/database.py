@@ -5,17 +5,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
+from headwater.errors import UsageError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
-
-from headwater.errors import UsageError
 
 T = TypeVar("T")
 
 
 class Hold(Protocol):
-    """An exclusive claim on a database or a directory, ended by `release` or by the process's end."""
+    """Exclusive use of a database or directory, ended by `release` or by the process's end."""
 
     def release(self) -> None:
         """Give the claim up. A second call does nothing."""
@@ -76,7 +75,7 @@ class Database(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Finish the writes that wait, then let go of all connections. A second call does nothing."""
+        """Finish the writes that wait, then drop all connections. A second call does nothing."""
 
     def __enter__(self) -> Self:
         return self

@@ -210,7 +210,7 @@ class RoundRecord:
 
 @dataclass(frozen=True, slots=True)
 class ReceiptRecord:
-    """The durable acceptance of one update. `repeated`: the same update had been accepted before."""
+    """The durable acceptance of one update. `repeated`: it had been accepted before."""
 
     assignment_id: int
     digest: str
@@ -271,7 +271,7 @@ class UpdateFacts:
 
 
 class AssignmentFacts(TypedDict, total=False):
-    """What `rounds.advance_assignment` can write beside the state; an absent key keeps its column."""
+    """What `rounds.advance_assignment` can write beside the state; absent keys change nothing."""
 
     fetch_seconds: float
     train_seconds: float

@@ -1,15 +1,16 @@
 """The legal changes of state of jobs, rounds and assignments, and the one guard that writes use.
 
-    job         queued -> running <-> paused -> completed | failed | cancelled
-    round       open -> closing -> committed | abandoned
-    assignment  offered -> training -> uploading -> accepted | late | rejected | failed | expired
-                                                  | declined | released
+job         queued -> running <-> paused -> completed | failed | cancelled
+round       open -> closing -> committed | abandoned
+assignment  offered -> training -> uploading -> accepted | late | rejected | failed | expired
+                                              | declined | released
 """
 
 from collections.abc import Mapping
 from enum import StrEnum
 
 from headwater.errors import ConflictError
+
 from storage.records import AssignmentState as A
 from storage.records import JobState as J
 from storage.records import RoundState as R

@@ -1,0 +1,110 @@
+"""The devices that this coordinator has met."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from storage import events
+from storage.names import free_name, unknown
+from storage.records import ClientRecord
+from storage.schema import Client
+from storage.views import client_record
+
+
+def register(
+    session: Session,
+    *,
+    client_id: str,
+    name: str,
+    tags: Mapping[str, str],
+    profile: Mapping[str, Any],
+    hostname: str,
+    instance_id: str,
+    insecure: bool,
+    now: datetime,
+) -> ClientRecord:
+    """Write what a device says of itself when it attends; its first time makes its row.
+
+    A name that another device has becomes NAME-2, NAME-3, …, and stays so while the device asks for
+    the same name.
+    """
+    client = session.get(Client, client_id)
+    is_new = client is None
+    if client is None:
+        client = Client(client_id=client_id, first_seen_at=now, displaced_count=0)
+    if client.requested_name != name:
+        client.name = _free_name(session, name, client_id)
+        client.requested_name = name
+    client.tags, client.profile, client.hostname = dict(tags), dict(profile), hostname
+    client.instance_id, client.insecure, client.last_seen_at = instance_id, insecure, now
+    session.add(client)
+    session.flush()
+    if is_new:
+        events.record(
+            session,
+            kind="client.registered",
+            message=f"client {client.name} attended for the first time",
+            now=now,
+            client_id=client_id,
+        )
+    return client_record(client)
+
+
+def seen(session: Session, *, client_ids: Mapping[str, datetime]) -> None:
+    """Write when clients were last heard of; unknown ones are passed over."""
+    for client_id, at in sorted(client_ids.items()):
+        session.execute(update(Client).where(Client.client_id == client_id).values(last_seen_at=at))
+
+
+def set_ineligible(
+    session: Session, *, reasons: Mapping[str, str | None], now: datetime
+) -> list[str]:
+    """Write why clients cannot be chosen now; None: they can. Returns those that changed."""
+    query = select(Client).where(Client.client_id.in_(reasons)).order_by(Client.client_id)
+    changed = []
+    for client in session.scalars(query):
+        reason = reasons[client.client_id]
+        if client.ineligible_reason != reason:
+            client.ineligible_reason = reason
+            client.ineligible_since = None if reason is None else now
+            changed.append(client.client_id)
+    return changed
+
+
+def record_shared_identity(
+    session: Session, *, client_id: str, instance_id: str, hostname: str, now: datetime
+) -> ClientRecord:
+    """Note that a displaced instance of a client came back: two devices use its identity.
+
+    `instance_id` and `hostname` are those of the one that came back.
+
+    Raises:
+        NotFoundError: there is no such client.
+    """
+    client = session.get(Client, client_id)
+    if client is None:
+        raise unknown("client", client_id, session.scalars(select(Client.client_id)))
+    client.displaced_count += 1
+    events.record(
+        session,
+        kind="client.shared_identity",
+        message=(
+            f"two devices share the identity of client {client.name}: {client.hostname} and "
+            f"{hostname}; give one of them a state directory of its own"
+        ),
+        now=now,
+        client_id=client_id,
+        data={"instance_id": instance_id, "hostname": hostname},
+    )
+    session.flush()
+    return client_record(client)
+
+
+def _free_name(session: Session, name: str, client_id: str) -> str:
+    others = select(Client.name).where(
+        Client.client_id != client_id, Client.name.startswith(name, autoescape=True)
+    )
+    return free_name(name, set(session.scalars(others)))

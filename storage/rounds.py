@@ -1,0 +1,452 @@
+"""Rounds and the ledger: each change is checked against the legal transitions and kept whole."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Unpack
+
+from headwater.errors import ConflictError, NotFoundError
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from storage import blobs, events
+from storage.records import (
+    AssignmentFacts,
+    AssignmentRecord,
+    AssignmentState,
+    Fate,
+    MetricScope,
+    MetricValue,
+    NewVersion,
+    Offer,
+    ReceiptRecord,
+    RoundPurpose,
+    RoundRecord,
+    RoundState,
+    UpdateFacts,
+)
+from storage.schema import (
+    Assignment,
+    Client,
+    Job,
+    Metric,
+    ModelVersion,
+    Participant,
+    Round,
+)
+from storage.transitions import UNFINISHED_ASSIGNMENTS, UNFINISHED_ROUNDS, check_transition
+from storage.views import assignment_record, round_records, select_assignments, select_rounds
+
+_STAMPS = {AssignmentState.TRAINING: "training_at", AssignmentState.UPLOADING: "uploading_at"}
+
+
+def participant_indices(
+    session: Session, *, job_id: int, client_ids: Iterable[str], now: datetime
+) -> dict[str, int]:
+    """Each client's index in the job; newcomers get the next ones in order of their names.
+
+    An index is given once and never reused, so that seeds derived from it stay a client's own.
+
+    Raises:
+        NotFoundError: a client is not registered.
+    """
+    wanted = set(client_ids)
+    query = select(Participant.client_id, Participant.client_index)
+    known = session.execute(query.where(Participant.job_id == job_id)).tuples()
+    indices = dict(known.all())
+    next_index = max(indices.values(), default=-1) + 1
+    newcomers = wanted - indices.keys()
+    names = select(Client.client_id).where(Client.client_id.in_(newcomers)).order_by(Client.name)
+    for index, client_id in enumerate(session.scalars(names).all(), next_index):
+        indices[client_id] = index
+        session.add(Participant(job_id=job_id, client_id=client_id, client_index=index, since=now))
+    if missing := sorted(wanted - indices.keys()):
+        raise NotFoundError(f"these clients are not registered: {', '.join(missing)}")
+    session.flush()
+    return {client_id: indices[client_id] for client_id in sorted(wanted)}
+
+
+def open_round(
+    session: Session,
+    *,
+    job_id: int,
+    number: int,
+    purpose: RoundPurpose,
+    base_version_id: int,
+    cohort: int,
+    quorum: int,
+    deadline_at: datetime | None,
+    offers: Sequence[Offer],
+    not_selected: Mapping[str, int],
+    now: datetime,
+    reason: str = "",
+) -> RoundRecord:
+    """Open a round and write an offered assignment for each offer. Returns it with its ledger.
+
+    Raises:
+        NotFoundError: a client is not registered.
+        ConflictError: the job has an unfinished round, or had this one already.
+    """
+    job = session.get_one(Job, job_id)
+    _check_free(session, job, purpose, number)
+    step = Round(
+        job_id=job_id,
+        number=number,
+        purpose=purpose,
+        base_version_id=base_version_id,
+        state=RoundState.OPEN,
+        reason=reason,
+        opened_at=now,
+        deadline_at=deadline_at,
+        cohort=cohort,
+        quorum=quorum,
+        offered=len(offers),
+        not_selected=dict(not_selected),
+    )
+    session.add(step)
+    if purpose is RoundPurpose.TRAIN:
+        job.last_round_number = max(job.last_round_number, number)
+    session.flush()
+    _write_offers(session, step, offers, now)
+    _record(session, step, "opened", f"{len(offers)} clients are offered a part", now)
+    session.flush()
+    return get(session, round_id=step.id)
+
+
+def advance_assignment(
+    session: Session,
+    *,
+    assignment_id: int,
+    state: AssignmentState,
+    now: datetime,
+    reason: str = "",
+    **facts: Unpack[AssignmentFacts],
+) -> AssignmentRecord:
+    """Change an assignment's state and write facts of it; with the same state, only the facts.
+
+    An update's digest, given with `uploading`, keeps its blob from collection from then on.
+
+    Raises:
+        NotFoundError: there is no such assignment.
+        ConflictError: its state may not become this one. Acceptance is `accept_update`'s.
+    """
+    row = _assignment(session, assignment_id)
+    if state is AssignmentState.ACCEPTED:
+        raise ConflictError("an assignment becomes accepted only with its update")
+    if row.state != state:
+        _move(row, state, reason, now)
+    for name, value in facts.items():
+        setattr(row, name, dict(value) if isinstance(value, Mapping) else value)
+    if state is AssignmentState.REJECTED:
+        _record_rejection(session, row, now)
+    session.flush()
+    return _assignment_record(session, assignment_id)
+
+
+def accept_update(
+    session: Session, *, assignment_id: int, update: UpdateFacts, now: datetime
+) -> ReceiptRecord:
+    """Write that a durable update was accepted; its client is told after this is committed.
+
+    The same update again gets the same receipt, whatever became of its round since.
+
+    Raises:
+        NotFoundError: there is no such assignment.
+        ConflictError: another update was accepted, or the round or assignment has ended.
+    """
+    row = _assignment(session, assignment_id)
+    if row.state == AssignmentState.ACCEPTED:
+        return _receipt_again(row, update)
+    step = session.get_one(Round, row.round_id)
+    if step.state != RoundState.OPEN:
+        raise ConflictError(
+            f"round {step.number} is {step.state}: the update of assignment {row.id} is late"
+        )
+    _move(row, AssignmentState.ACCEPTED, "", now)
+    blobs.register(
+        session, digest=update.digest, size_bytes=update.size_bytes, kind="update", now=now
+    )
+    row.update_digest, row.update_size_bytes = update.digest, update.size_bytes
+    row.update_encoding, row.update_norm = update.encoding, update.update_norm
+    row.examples, row.staleness = update.examples, update.staleness
+    row.metrics_before, row.metrics_after = dict(update.metrics_before), dict(update.metrics_after)
+    row.fetch_seconds, row.train_seconds = update.fetch_seconds, update.train_seconds
+    row.upload_seconds = update.upload_seconds
+    row.bytes_down, row.bytes_up = update.bytes_down, update.bytes_up
+    session.flush()
+    return ReceiptRecord(row.id, update.digest, update.size_bytes, now, repeated=False)
+
+
+def close(session: Session, *, round_id: int, reason: str, now: datetime) -> RoundRecord:
+    """Stop accepting updates: the round is closing, and its accepted set is final.
+
+    Raises:
+        NotFoundError: there is no such round.
+        ConflictError: it is not open.
+    """
+    step = _round(session, round_id)
+    _move_round(step, RoundState.CLOSING, reason)
+    step.closed_at = now
+    session.flush()
+    return get(session, round_id=round_id)
+
+
+def commit(
+    session: Session,
+    *,
+    round_id: int,
+    version: NewVersion | None,
+    metrics: Sequence[MetricValue],
+    weights_in_fold: Mapping[int, float],
+    fates: Mapping[int, Fate],
+    now: datetime,
+    reason: str = "",
+) -> RoundRecord:
+    """End a closing round with its result, all in this transaction. Returns it with its ledger.
+
+    `version`: the weights that it produced, None for an evaluation. `weights_in_fold` has each
+    folded assignment's weight, `fates` the end of others; one unfinished without a fate expires.
+    Metrics of scope `coordinator` describe the new version, the others the base version.
+
+    Raises:
+        NotFoundError: there is no such round, or an assignment is not of it.
+        ConflictError: the round is not closing, or its base version is not the newest any more, or
+            an assignment that was not accepted is said to be folded.
+    """
+    step = _round(session, round_id)
+    _move_round(step, RoundState.COMMITTED, reason or step.reason)
+    ledger = _end_assignments(session, step, fates, now)
+    folded = _write_weights(step, ledger, weights_in_fold)
+    made = None if version is None else _write_version(session, step, version, now)
+    _write_metrics(session, step, metrics, made)
+    _total(step, ledger, now)
+    step.examples = sum(row.examples or 0 for row in folded)
+    _record(session, step, "committed", f"{len(folded)} updates, {step.examples} examples", now)
+    session.flush()
+    return get(session, round_id=round_id)
+
+
+def abandon(
+    session: Session, *, round_id: int, reason: str, fates: Mapping[int, Fate], now: datetime
+) -> RoundRecord:
+    """End a round without a result; it changes no weights. Returns it with its ledger.
+
+    Raises:
+        NotFoundError: there is no such round, or an assignment is not of it.
+        ConflictError: it has ended already.
+    """
+    step = _round(session, round_id)
+    _move_round(step, RoundState.ABANDONED, reason)
+    step.closed_at = step.closed_at or now
+    _total(step, _end_assignments(session, step, fates, now), now)
+    _record(session, step, "abandoned", reason, now)
+    session.flush()
+    return get(session, round_id=round_id)
+
+
+def unfinished(session: Session, *, job_id: int) -> RoundRecord | None:
+    """The job's open or closing round with its ledger, to go on with after a restart."""
+    query = select_rounds().where(Round.job_id == job_id, Round.state.in_(UNFINISHED_ROUNDS))
+    rows = session.execute(query.order_by(Round.id)).all()
+    records = round_records(session, rows, ledger=True)
+    return records[0] if records else None
+
+
+def get(session: Session, *, round_id: int) -> RoundRecord:
+    """One round with its ledger, by its id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    rows = session.execute(select_rounds().where(Round.id == round_id)).all()
+    if not rows:
+        raise NotFoundError(f"there is no round of id {round_id}")
+    return round_records(session, rows, ledger=True)[0]
+
+
+def _check_free(session: Session, job: Job, purpose: RoundPurpose, number: int) -> None:
+    rounds = select(Round).where(Round.job_id == job.id)
+    under_way = session.scalar(rounds.where(Round.state.in_(UNFINISHED_ROUNDS)))
+    if under_way is not None:
+        raise ConflictError(f"round {under_way.number} of job {job.reference} has not ended")
+    if session.scalar(rounds.where(Round.purpose == purpose, Round.number == number)) is not None:
+        raise ConflictError(f"job {job.reference} had its {purpose} round {number} already")
+
+
+def _write_offers(session: Session, step: Round, offers: Sequence[Offer], now: datetime) -> None:
+    indices = participant_indices(
+        session, job_id=step.job_id, client_ids=[offer.client_id for offer in offers], now=now
+    )
+    session.add_all(
+        Assignment(
+            round_id=step.id,
+            client_id=offer.client_id,
+            client_index=indices[offer.client_id],
+            state=AssignmentState.OFFERED,
+            reason="",
+            offered_at=now,
+            seed=offer.seed,
+        )
+        for offer in sorted(offers, key=lambda offer: indices[offer.client_id])
+    )
+
+
+def _move(row: Assignment, state: AssignmentState, reason: str, now: datetime) -> None:
+    check_transition("assignment", AssignmentState(row.state), state, str(row.id))
+    row.state, row.reason = state, reason
+    setattr(row, _STAMPS.get(state, "finished_at"), now)
+
+
+def _move_round(step: Round, state: RoundState, reason: str) -> None:
+    check_transition("round", RoundState(step.state), state, str(step.number))
+    step.state, step.reason = state, reason
+
+
+def _receipt_again(row: Assignment, update: UpdateFacts) -> ReceiptRecord:
+    if row.update_digest != update.digest:
+        raise ConflictError(
+            f"assignment {row.id} has the update {row.update_digest} accepted: {update.digest} is "
+            "another and is refused"
+        )
+    accepted_at = row.finished_at or row.offered_at
+    size_bytes = row.update_size_bytes or 0
+    return ReceiptRecord(row.id, update.digest, size_bytes, accepted_at, repeated=True)
+
+
+def _end_assignments(
+    session: Session, step: Round, fates: Mapping[int, Fate], now: datetime
+) -> dict[int, Assignment]:
+    """Give each unfinished assignment of a round its end, and each named one its fate."""
+    ledger = {row.id: row for row in session.scalars(_ledger(step))}
+    if strangers := sorted(fates.keys() - ledger.keys()):
+        raise NotFoundError(f"round {step.number} has no assignments {strangers}")
+    default = Fate(AssignmentState.EXPIRED, "no answer before the round ended")
+    for row in ledger.values():
+        if row.id in fates or row.state in UNFINISHED_ASSIGNMENTS:
+            fate = fates.get(row.id, default)
+            _move(row, fate.state, fate.reason, now)
+            row.evidence = fate.evidence
+            if fate.state is AssignmentState.REJECTED:
+                _record_rejection(session, row, now)
+    return ledger
+
+
+def _ledger(step: Round) -> Select[Assignment]:
+    return select(Assignment).where(Assignment.round_id == step.id).order_by(Assignment.id)
+
+
+def _write_weights(
+    step: Round, ledger: Mapping[int, Assignment], weights_in_fold: Mapping[int, float]
+) -> list[Assignment]:
+    for assignment_id, weight in weights_in_fold.items():
+        row = ledger.get(assignment_id)
+        if row is None:
+            raise NotFoundError(f"round {step.number} has no assignment {assignment_id}")
+        if row.state != AssignmentState.ACCEPTED:
+            raise ConflictError(f"assignment {assignment_id} is {row.state}: it has no weight")
+        row.weight = weight
+    return [ledger[assignment_id] for assignment_id in weights_in_fold]
+
+
+def _write_version(
+    session: Session, step: Round, version: NewVersion, now: datetime
+) -> ModelVersion:
+    job = session.get_one(Job, step.job_id)
+    base = session.get_one(ModelVersion, step.base_version_id)
+    if base.job_id != job.id or base.number != job.latest_version:
+        raise ConflictError(
+            f"round {step.number} of job {job.reference} began from version {base.number}, and "
+            f"version {job.latest_version} is the newest"
+        )
+    blobs.register(
+        session,
+        digest=version.weights_digest,
+        size_bytes=version.size_bytes,
+        kind="weights",
+        now=now,
+    )
+    made = ModelVersion(
+        job_id=job.id,
+        number=base.number + 1,
+        weights_digest=version.weights_digest,
+        size_bytes=version.size_bytes,
+        round_id=step.id,
+        parent_version_id=base.id,
+        created_at=now,
+    )
+    session.add(made)
+    job.latest_version = made.number
+    job.rounds_committed += 1
+    session.flush()
+    return made
+
+
+def _write_metrics(
+    session: Session, step: Round, metrics: Sequence[MetricValue], made: ModelVersion | None
+) -> None:
+    for metric in metrics:
+        of_new = metric.scope is MetricScope.COORDINATOR and made is not None
+        session.add(
+            Metric(
+                job_id=step.job_id,
+                round_id=step.id,
+                version_id=made.id if of_new and made else step.base_version_id,
+                scope=metric.scope,
+                name=metric.name,
+                value=metric.value,
+                examples=metric.examples,
+            )
+        )
+
+
+def _total(step: Round, ledger: Mapping[int, Assignment], now: datetime) -> None:
+    step.ended_at = now
+    step.seconds = (now - step.opened_at).total_seconds()
+    step.accepted = sum(row.state == AssignmentState.ACCEPTED for row in ledger.values())
+    step.bytes_down = sum(row.bytes_down for row in ledger.values())
+    step.bytes_up = sum(row.bytes_up for row in ledger.values())
+
+
+def _record(session: Session, step: Round, verb: str, message: str, now: datetime) -> None:
+    purpose = "evaluation " if step.purpose == RoundPurpose.EVALUATE else ""
+    events.record(
+        session,
+        kind=f"round.{verb}",
+        message=f"{purpose}round {step.number} was {verb}: {message}",
+        now=now,
+        job_id=step.job_id,
+        round_id=step.id,
+    )
+
+
+def _record_rejection(session: Session, row: Assignment, now: datetime) -> None:
+    step = session.get_one(Round, row.round_id)
+    events.record(
+        session,
+        kind="update.rejected",
+        message=f"an update of round {step.number} was rejected: {row.reason}",
+        now=now,
+        job_id=step.job_id,
+        round_id=step.id,
+        client_id=row.client_id,
+        data={"assignment_id": row.id, "evidence": row.evidence},
+    )
+
+
+def _round(session: Session, round_id: int) -> Round:
+    step = session.get(Round, round_id)
+    if step is None:
+        raise NotFoundError(f"there is no round of id {round_id}")
+    return step
+
+
+def _assignment(session: Session, assignment_id: int) -> Assignment:
+    row = session.get(Assignment, assignment_id)
+    if row is None:
+        raise NotFoundError(f"there is no assignment of id {assignment_id}")
+    return row
+
+
+def _assignment_record(session: Session, assignment_id: int) -> AssignmentRecord:
+    query = select_assignments().where(Assignment.id == assignment_id)
+    row, name = session.execute(query).one()
+    return assignment_record(row, name)
