@@ -28,6 +28,7 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
 
 aten = torch.ops.aten
 
@@ -67,37 +68,46 @@ def to_json(
     Raises:
         CompileError: the trace calls an operator outside the allow-list or holds a large constant.
     """
-    functional = functional(graph_module)
-    _drop_identities(functional.graph)
-    functional.graph.eliminate_dead_code()
-    _refuse_unsupported(functional.graph)
-    return _Writer(functional).graph(tuple(input_names), tuple(output_names)).to_bytes()
+    module = functional(graph_module)
+    _drop_identities(module.graph)
+    module.graph.eliminate_dead_code()
+    _refuse_unsupported(module.graph)
+    return _Writer(module).graph(tuple(input_names), tuple(output_names)).to_bytes()
 
 
 def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the trace in which no operator writes its arguments."""
+    """A copy of a trace in which no operator writes its arguments; module paths are kept.
+
+    `graph_module` comes from make_fx: its placeholders carry fake tensors in `meta["val"]`.
+    """
     copied = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
-    _rewrite_batch_norm(copied.graph)
     if not any(_writes(node) for node in copied.graph.nodes):
         return copied
-    copied.recompile()
+    _rewrite_batch_norm(copied.graph)
     values = [node.meta["val"] for node in copied.graph.find_nodes(op="placeholder")]
     mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), FakeTensorMode())
-    with mode:
-        retrace = make_fx(
-            torch.func.functionalize(copied, remove="mutations"),
+    interpreter = fx.Interpreter(copied, garbage_collect_values=False)
+
+    def run(*tensors: torch.Tensor) -> Any:
+        return interpreter.run(*tensors, enable_io_processing=False)
+
+    with mode, preserve_node_meta():
+        return make_fx(
+            torch.func.functionalize(run, remove="mutations"),
             tracing_mode="real",
             _allow_non_fake_inputs=True,
-        )
-        return retrace(*values)
+        )(*values)
 
 
 def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+    """`native_batch_norm` writes too, though its schema does not say so."""
+    return isinstance(node.target, OpOverload) and (
+        node.target._schema.is_mutable or node.target is aten.native_batch_norm.default
+    )
 
 
 def _rewrite_batch_norm(graph: fx.Graph) -> None:
-    """`native_batch_norm` writes the running statistics in secret: say so in the graph."""
+    """Let each batch norm return its new running statistics instead of writing them."""
     for node in graph.find_nodes(op="call_function", target=aten.native_batch_norm.default):
         features, weight, bias, mean, variance, training, momentum, epsilon = node.args
         if not training:
