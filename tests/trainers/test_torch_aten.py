@@ -1,0 +1,144 @@
+"""Loading the torch form: calls that do not fit are refused, and nothing in a file becomes code."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from edge_client.trainers.torch_aten import load_graph
+from headwater.aten import AtenGraph, AtenNode, Device, Reference, Symbol
+from headwater.aten_operators import ATEN_OPERATORS
+from headwater.errors import PlanError
+
+CPU = torch.device("cpu")
+A, B = Reference(0), Reference(1)
+
+
+def graph(*nodes: AtenNode, inputs: tuple[str, ...] = ("a", "b")) -> AtenGraph:
+    last = Reference(len(inputs) + len(nodes) - 1)
+    return AtenGraph(inputs, (), nodes, (("out", last),))
+
+
+def call(operator: str, *arguments: Any, **keywords: Any) -> AtenNode:
+    return AtenNode(operator, arguments, keywords)
+
+
+def run(*nodes: AtenNode, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    inputs = tuple(f"i{number}" for number in range(len(values)))
+    (result,) = load_graph(graph(*nodes, inputs=inputs), CPU)(*values)
+    assert isinstance(result, torch.Tensor)
+    return result
+
+
+def test_every_allowed_operator_exists_and_writes_nothing() -> None:
+    for name in ATEN_OPERATORS:
+        _, packet, overload = name.split(".")
+        schema = getattr(getattr(torch.ops.aten, packet), overload)._schema
+        assert not schema.is_mutable, name
+
+
+def test_sizes_follow_the_batch() -> None:
+    nodes = (
+        call("aten.sym_size.int", A, 0),
+        call("number.mul", Reference(1), 2),
+        call("number.floordiv", Reference(2), 2),
+        call("aten.view.default", A, (Reference(3), -1)),
+    )
+    for size in (1, 5):
+        assert run(*nodes, values=(torch.zeros(size, 2, 3),)).shape == (size, 6)
+
+
+def test_constants_and_exact_floats_arrive() -> None:
+    source = AtenGraph(
+        ("a",),
+        (np.array([1.0, 2.0], np.float32),),
+        (
+            call("aten.add.Tensor", A, B),
+            call("aten.mul.Tensor", Reference(2), float("inf")),
+        ),
+        (("sum", Reference(2)), ("infinite", Reference(3))),
+    )
+    total, infinite = load_graph(source, CPU)(torch.tensor([0.5, 0.5]))
+    assert total.tolist() == [1.5, 2.5]
+    assert infinite.tolist() == [float("inf")] * 2
+
+
+def test_factories_follow_the_device_even_when_the_file_names_none() -> None:
+    source = AtenGraph(
+        (),
+        (),
+        (call("aten.full.default", (2,), 1.0), call("aten.ones.default", (2,), device=Device())),
+        (("a", A), ("b", B)),
+    )
+    made = load_graph(source, torch.device("meta"))()
+    assert [tensor.device.type for tensor in made] == ["meta", "meta"]
+
+
+def test_generated_code_holds_no_text_of_the_file() -> None:
+    source = AtenGraph(
+        ("a'); import os #",), (), (call("aten.neg.default", A),), (("b\nimport os", B),)
+    )
+    module = load_graph(source, CPU)
+    assert "import" not in module.code
+    assert module(torch.ones(1))[0].item() == -1
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        (call("aten.mm.default", A), "the argument 'mat2' is missing"),
+        (call("aten.mm.default", A, B, A), "3 arguments; it takes 2"),
+        (call("aten.mm.default", A, mat2=B, out=A), "'out' does not exist or is given twice"),
+        (call("aten.mm.default", A, B, mat2=B), "'mat2' does not exist or is given twice"),
+        (call("aten.mm.default", A, (B,)), "'mat2' must be Tensor"),
+        (call("aten.mm.default", A, None), "'mat2' must be Tensor"),
+        (call("aten.cat.default", A), "'tensors' must be List[Tensor]"),
+        (call("aten.t.default", Device()), "'self' must be Tensor"),
+        (call("aten.sum.default", A, dtype=Symbol("layout", "strided")), "must be Optional[Scalar"),
+        (call("aten.gelu.default", A, approximate=1), "'approximate' must be str"),
+        (call("aten.view.default", A, (1.5,)), "'size' must be List[int]"),
+        (call("number.add", 1), "it takes 2 arguments"),
+        (call("number.add", 1, 2, key=3), "it takes 2 arguments"),
+        (call("item", A, B), "it takes a value and a literal index"),
+        (call("item", A, -1), "it takes a value and a literal index"),
+        (call("item", (A,), 0), "it takes a value and a literal index"),
+    ],
+)
+def test_a_call_that_does_not_fit_is_refused(node: AtenNode, reason: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        load_graph(graph(node), CPU)
+    assert reason in str(caught.value)
+    assert f"node 0 ({node.operator})" in str(caught.value)
+
+
+def test_sizes_cannot_grow_without_bound() -> None:
+    doublings = [call("number.mul", Reference(1), Reference(1))]
+    for number in range(2, 9):
+        doublings.append(call("number.mul", Reference(number), Reference(number)))
+    with pytest.raises(PlanError, match="a size of more than 64 bits"):
+        run(call("aten.sym_size.int", A, 0), *doublings, values=(torch.zeros(1000),))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [call("number.mul", (1,), 10**12), call("number.mul", A, 2), call("number.sum", (A, 1))],
+)
+def test_arithmetic_takes_numbers_only(node: AtenNode) -> None:
+    with pytest.raises(PlanError, match="or none at all"):
+        run(node, values=(torch.zeros(2),))
+
+
+def test_an_item_that_is_not_there_is_named() -> None:
+    split = call("aten.max.dim", A, 0)
+    with pytest.raises(PlanError, match="takes result 7 of an operator without it"):
+        run(split, call("item", B, 7), values=(torch.zeros(2, 2),))
+    with pytest.raises(PlanError, match="takes result 0"):
+        run(call("item", A, 0), values=(torch.zeros(2, 2),))
+
+
+def test_an_operator_that_this_torch_lacks_says_what_to_do(monkeypatch: Any) -> None:
+    name = "aten.operator_of_tomorrow.default"
+    monkeypatch.setattr("headwater.aten.OPERATORS", {name})
+    monkeypatch.setattr("edge_client.trainers.torch_aten.ATEN_OPERATORS", {name})
+    with pytest.raises(PlanError, match="install a newer torch, or use the onnxruntime trainer"):
+        load_graph(graph(call(name, A)), CPU)
