@@ -1,0 +1,355 @@
+import json
+from pathlib import Path
+
+import pytest
+from headwater.batch import TensorSignature
+from headwater.errors import JobFileError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.jobs.job_file import parse_job, read_job
+from coordinator.jobs.job_spec import (
+    Clients,
+    Evaluate,
+    JobSpec,
+    Model,
+    Optimizer,
+    Rounds,
+    Stop,
+    Tensor,
+    Train,
+)
+
+JOB = """\
+name = "cifar10-lenet"
+dataset = "cifar10"
+seed = 1
+
+[model]
+factory = "model:Net"
+loss = "cross_entropy"
+metrics = ["accuracy"]
+input = { shape = [3, 32, 32], dtype = "float32" }
+target = { shape = [], dtype = "int64" }
+
+[train]
+optimizer = { name = "sgd", learning_rate = 0.01, momentum = 0.9 }
+local_epochs = 1
+batch_size = 32
+optimizer_state = "reset"
+
+[rounds]
+count = 20
+cohort = 4
+over_selection = 1.0
+quorum = 3
+deadline_seconds = 120
+evaluate = { every = 1, on = ["clients", "coordinator"] }
+stop = { metric = "accuracy", patience = 5, minimum_change = 0.001 }
+
+[clients]
+where = "site == 'north' and memory_gib >= 2"
+"""
+
+
+@pytest.fixture
+def job() -> str:
+    return JOB
+
+
+def without(job: str, line_start: str) -> str:
+    kept = [line for line in job.splitlines() if not line.startswith(line_start)]
+    assert len(kept) < len(job.splitlines())
+    return "\n".join(kept)
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(JobFileError) as caught:
+        parse_job(text, "job.toml")
+    return str(caught.value).splitlines()
+
+
+def test_the_whole_file(job: str) -> None:
+    spec = parse_job(job, "job.toml")
+    assert spec == JobSpec(
+        name="cifar10-lenet",
+        dataset="cifar10",
+        seed=1,
+        model=Model(
+            factory="model:Net",
+            loss="cross_entropy",
+            metrics=("accuracy",),
+            input=Tensor(shape=(3, 32, 32), dtype="float32"),
+            target=Tensor(shape=(), dtype="int64"),
+        ),
+        train=Train(
+            optimizer=Optimizer(name="sgd", learning_rate=0.01, momentum=0.9),
+            local_epochs=1,
+            batch_size=32,
+            optimizer_state="reset",
+        ),
+        rounds=Rounds(
+            count=20,
+            cohort=4,
+            over_selection=1.0,
+            quorum=3,
+            deadline_seconds=120.0,
+            evaluate=Evaluate(every=1, on=("clients", "coordinator")),
+            stop=Stop(metric="accuracy", patience=5, minimum_change=0.001, mode="max"),
+        ),
+        clients=Clients(where="site == 'north' and memory_gib >= 2"),
+    )
+    assert spec.model.input_signatures == (TensorSignature("x", (3, 32, 32), "float32"),)
+    assert spec.model.target_signatures == (TensorSignature("y", (), "int64"),)
+
+
+def test_defaults(job: str) -> None:
+    for line in (
+        "seed", "metrics", "optimizer_state", "over_selection", "quorum", "deadline", "evaluate",
+        "stop", "[clients]", "where",
+    ):  # fmt: skip
+        job = without(job, line)
+    spec = parse_job(job, "job.toml")
+    assert spec.seed == 0
+    assert spec.model.metrics == ()
+    assert spec.train.optimizer_state == "reset"
+    assert spec.rounds.quorum == 4
+    assert spec.rounds.over_selection == 1.0
+    assert spec.rounds.deadline_seconds == 600.0
+    assert spec.rounds.evaluate == Evaluate(every=1, on=("clients",))
+    assert spec.rounds.stop is None
+    assert spec.clients.where == ""
+
+
+def test_it_survives_json(job: str) -> None:
+    spec = parse_job(job, "job.toml")
+    assert JobSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_several_inputs_have_names_of_their_own(job: str) -> None:
+    job = job.replace(
+        'input = { shape = [3, 32, 32], dtype = "float32" }',
+        'inputs = [{ shape = [4], dtype = "float32" },\n'
+        '  { shape = [], dtype = "int64", maximum = 9, name = "kind" }]',
+    )
+    spec = parse_job(job, "job.toml")
+    assert spec.model.input_signatures == (
+        TensorSignature("x0", (4,), "float32"),
+        TensorSignature("kind", (), "int64", 9),
+    )
+    assert JobSpec.from_dict(spec.to_dict()) == spec
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("sgd", "", {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}),
+        ("sgd", ", momentum = 0.9, nesterov = true",
+         {"momentum": 0.9, "nesterov": True, "weight_decay": 0.0}),
+        ("adam", ", betas = [0.5, 0.9]",
+         {"betas": (0.5, 0.9), "epsilon": 1e-8, "weight_decay": 0.0}),
+        ("adamw", "", {"betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.01}),
+    ],
+)  # fmt: skip
+def test_optimizer_settings(job: str, name: str, given: str, expected: object) -> None:
+    job = job.replace(
+        '"sgd", learning_rate = 0.01, momentum = 0.9', f'"{name}", learning_rate = 1{given}'
+    )
+    optimizer = parse_job(job, "job.toml").train.optimizer
+    assert (optimizer.name, optimizer.learning_rate) == (name, 1.0)
+    assert optimizer.settings == expected
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("accuracy", "max"), ("loss", "min")])
+def test_the_mode_of_stopping_follows_from_the_metric(job: str, metric: str, mode: str) -> None:
+    stop = parse_job(
+        job.replace('metric = "accuracy"', f'metric = "{metric}"'), "job.toml"
+    ).rounds.stop
+    assert stop is not None
+    assert stop.mode == mode
+
+
+TENSOR = 'input = { shape = [3, 32, 32], dtype = "float32" }'
+NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit first and last"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("quorum = 3", "quorum = 9", "22: [rounds] quorum = 9: at most the cohort (4)"),
+        ("quorum = 3", "quorum = 0", "22: [rounds] quorum = 0: at least 1"),
+        ("cohort = 4", 'cohort = "4"',
+         '20: [rounds] cohort = "4": a whole number, at least 1, not a text'),
+        ("cohort = 4", "cohort = 4.0",
+         "20: [rounds] cohort = 4.0: a whole number, at least 1, not a number"),
+        ("count = 20", "count = true",
+         "19: [rounds] count = true: a whole number, at least 1, not true or false"),
+        ("count = 20", f"count = {10**30}",
+         f"19: [rounds] count = {10**30}: at least 1"),
+        ("over_selection = 1.0", "over_selection = 0.5",
+         "21: [rounds] over_selection = 0.5: at least 1 and at most 10"),
+        ("deadline_seconds = 120", "deadline_seconds = inf",
+         "23: [rounds] deadline_seconds = Infinity: above 0 and at most 2592000"),
+        ('"clients", "coordinator"', '"client"',
+         '24: [rounds] evaluate.on[0] = "client": one of "clients", "coordinator"'),
+        ("every = 1", "every = [1]",
+         "24: [rounds] evaluate.every = [1]: a whole number, at least 1, not a list"),
+        ("evaluate = { every = 1, on = [\"clients\", \"coordinator\"] }", "evaluate = { on = [] }",
+         "25: [rounds] stop: needs an evaluation: evaluate.on is empty"),
+        ('metric = "accuracy"', 'metric = "f1"',
+         '25: [rounds] stop.metric = "f1": one of loss, accuracy'),
+        ("deadline_seconds", "deadline",
+         '23: [rounds] deadline = 120: unknown key; did you mean "deadline_seconds"? allowed: '
+         "count, cohort, over_selection, quorum, deadline_seconds, evaluate, stop"),
+        ("[clients]", "[client]",
+         '27: [client]: unknown key; did you mean "clients"? allowed: name, dataset, seed, model, '
+         "train, rounds, clients"),
+        ("seed = 1", "seed = -1", f"3: seed = -1: at least 0 and at most {2**63 - 1}"),
+        ('"cifar10-lenet"', '"CIFAR 10"', f'1: name = "CIFAR 10": {NAME_RULE}'),
+        ('"model:Net"', '"model.Net"',
+         '6: [model] factory = "model.Net": "module:name", such as "model:Net"'),
+        ('"cross_entropy"', '"cross-entropy"',
+         '7: [model] loss = "cross-entropy": a name or "module:function"'),
+        ('["accuracy"]', '["accuracy", "model:accuracy"]',
+         '8: [model] metrics = ["accuracy", "model:accuracy"]: each metric once (they are recorded '
+         "by the name after the colon)"),
+        ('["accuracy"]', '["accuracy", "loss"]',
+         '8: [model] metrics = ["accuracy", "loss"]: "loss" is always recorded and no metric'),
+        ("[3, 32, 32]", "[3, -32, 32]", "9: [model] input.shape[1] = -32: at least 1"),
+        ("[3, 32, 32]", "3",
+         "9: [model] input.shape = 3: a list of whole numbers, at least 1, not a whole number"),
+        ('dtype = "float32" }', 'dtype = "float16" }',
+         '9: [model] input.dtype = "float16": one of "float32", "int64"'),
+        ('dtype = "float32" }', 'dtype = "float32", maximum = 3 }',
+         "9: [model] input.maximum = 3: only where dtype is int64"),
+        (TENSOR, "",
+         '5: [model]: input is missing: such as input = { shape = [3], dtype = "float32" }, or '
+         "inputs with a list of them"),
+        (TENSOR, TENSOR + '\ninputs = [{ shape = [3], dtype = "float32" }]',
+         '10: [model] inputs = [{"shape": [3], "dtype": "float32"}]: exactly one of input and '
+         "inputs is allowed"),
+        (TENSOR, 'input = { shape = [3], dtype = "float32", name = "y" }',
+         '5: [model]: several inputs or targets are named "y": each needs its own'),
+        (TENSOR, TENSOR + '\nstart = "digits"',
+         '10: [model] start = "digits": "JOB@VERSION", "JOB@latest" or the path of a .safetensors '
+         "file"),
+        ('"sgd"', '"rmsprop"',
+         '13: [train] optimizer.name = "rmsprop": one of "sgd", "adam", "adamw"'),
+        ('"sgd"', '"adam"',
+         "13: [train] optimizer.momentum = 0.9: adam has only betas, epsilon, weight_decay"),
+        ("momentum = 0.9", "momentum = 1.0",
+         "13: [train] optimizer.momentum = 1.0: at least 0 and below 1"),
+        ("momentum = 0.9", "nesterov = true",
+         "13: [train] optimizer.nesterov = true: only with momentum above 0"),
+        ("momentum = 0.9", "betas = [0.9]",
+         "13: [train] optimizer.betas = [0.9]: exactly 2 values"),
+        ("learning_rate = 0.01", "learning_rate = nan",
+         "13: [train] optimizer.learning_rate = NaN: above 0"),
+        ("local_epochs = 1", "",
+         "12: [train]: local_epochs or local_steps is missing"),
+        ("local_epochs = 1", "local_epochs = 1\nlocal_steps = 1",
+         "15: [train] local_steps = 1: exactly one of local_epochs and local_steps is allowed"),
+        ("batch_size = 32", "", "12: [train] batch_size: missing; a whole number, at least 1"),
+        ('"reset"', '"forget"',
+         '16: [train] optimizer_state = "forget": one of "reset", "keep"'),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_reported_with_its_line(job: str, old: str, new: str, message: str) -> None:
+    assert old in job
+    assert faults(job.replace(old, new, 1)) == [f"job.toml:{message}"]
+
+
+def test_a_wrong_condition_names_the_column(job: str) -> None:
+    (message,) = faults(job.replace("memory_gib >= 2", "len(tags) > 2"))
+    assert message.startswith("job.toml:28: [clients] where = ")
+    assert "column 21: len(tags) is not allowed here; allowed are names" in message
+
+
+def test_all_mistakes_at_once_in_the_order_of_lines(job: str) -> None:
+    wrong = (
+        job.replace("seed = 1", "seeds = 1")
+        .replace("cohort = 4", "cohort = 2")
+        .replace("batch_size = 32", "batch_size = 0")
+        .replace('factory = "model:Net"\n', "")
+    )
+    lines = [message.split(": ")[0] for message in faults(wrong)]
+    assert lines == ["job.toml:3", "job.toml:5", "job.toml:14", "job.toml:21"]
+
+
+def test_an_empty_file_lists_what_is_needed() -> None:
+    assert [message.split(";")[0] for message in faults("")] == [
+        f"job.toml:1: {name}: missing" for name in ("name", "dataset", "model", "train", "rounds")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = \n", "job.toml:1: not valid TOML: Invalid value (column 5)"),
+        ("a = 1\nb c = 2", "job.toml:2: not valid TOML: Expected '=' after a key"),
+        ("a = 1\na = 2\n", "job.toml:2: not valid TOML: Cannot overwrite a value"),
+        ("a = 1\nb = [", "job.toml:2: not valid TOML: "),
+        ("a = " + "[" * 5000, "job.toml: nested too deep"),
+    ],
+)
+def test_toml_errors_have_their_line(text: str, message: str) -> None:
+    assert faults(text)[0].startswith(message)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(JobFileError, match=r"job\.toml: No such file or directory: name a job"):
+        read_job(tmp_path / "job.toml")
+    (tmp_path / "job.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(JobFileError, match="not UTF-8"):
+        read_job(tmp_path / "job.toml")
+
+
+def test_values_from_elsewhere_are_checked_too(job: str) -> None:
+    values = parse_job(job, "job.toml").to_dict()
+    values["rounds"]["quorum"] = 5
+    with pytest.raises(JobFileError, match=r"^\[rounds\] quorum = 5: at most the cohort \(4\)$"):
+        JobSpec.from_dict(values)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def _paths(values: dict[str, object], under: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, value in values.items():
+        found.append((*under, name))
+        if isinstance(value, dict):
+            found.extend(_paths(value, (*under, name)))
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), value=json_values)
+def test_any_value_anywhere_is_taken_or_refused_in_words(
+    data: st.DataObject, value: object
+) -> None:
+    values = parse_job(JOB, "job.toml").to_dict()
+    path = data.draw(st.sampled_from(_paths(values)))
+    table = values
+    for step in path[:-1]:
+        table = table[step]
+    table[path[-1]] = value
+    try:
+        spec = JobSpec.from_dict(values)
+    except JobFileError as error:
+        assert str(error)
+    else:
+        assert JobSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_every_example_is_valid(pytestconfig: pytest.Config) -> None:
+    files = sorted((pytestconfig.rootpath / "examples").glob("*/job.toml"))
+    assert len(files) >= 3
+
+    assert all(read_job(file).name for file in files)
