@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from edge_client.trainers.torch_aten import load_graph
 from headwater.aten import AtenGraph, AtenNode, Device, Reference, Symbol
 from headwater.aten_operators import ATEN_OPERATORS
 from headwater.errors import PlanError
+
+from edge_client.trainers.torch_aten import load_graph
 
 CPU = torch.device("cpu")
 A, B = Reference(0), Reference(1)
@@ -112,11 +113,9 @@ def test_a_call_that_does_not_fit_is_refused(node: AtenNode, reason: str) -> Non
 
 
 def test_sizes_cannot_grow_without_bound() -> None:
-    doublings = [call("number.mul", Reference(1), Reference(1))]
-    for number in range(2, 9):
-        doublings.append(call("number.mul", Reference(number), Reference(number)))
+    squares = [call("number.mul", Reference(n), Reference(n)) for n in range(1, 9)]
     with pytest.raises(PlanError, match="a size of more than 64 bits"):
-        run(call("aten.sym_size.int", A, 0), *doublings, values=(torch.zeros(1000),))
+        run(call("aten.sym_size.int", A, 0), *squares, values=(torch.zeros(1000),))
 
 
 @pytest.mark.parametrize(
