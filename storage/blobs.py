@@ -8,7 +8,7 @@ can come before the pin or after it, and never between the look and the referenc
 from datetime import datetime
 
 from headwater.errors import ConflictError
-from sqlalchemy import ColumnElement, delete, exists, or_, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
 from storage.schema import Assignment, Blob, BlobPin, ModelVersion, PlanMember
@@ -52,7 +52,7 @@ def is_referenced(session: Session, *, digest: str) -> bool:
     return bool(session.scalar(select(references(digest))))
 
 
-def references(digest: str | ColumnElement[str]) -> ColumnElement[bool]:
+def references(digest: str | SQLColumnExpression[str]) -> ColumnElement[bool]:
     """SQL that is true where something refers to `digest`, a value or a column."""
     return or_(
         exists().where(BlobPin.digest == digest),

@@ -1,0 +1,127 @@
+"""Garbage collection: removes blobs that nothing needs any more.
+
+A blob goes when no pin, model version, plan or kept update refers to it. Its file is deleted inside
+the write that finds it free, and writes are serial: a writer's pin comes before that, and keeps the
+file, or after it, and then the writer sees that the file is gone and writes it. After a crash
+between the two a row without a file can be left, that nothing refers to; the next collection
+removes it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from storage.blob_directory import BlobStore
+from storage.blobs import references
+from storage.database import Database
+from storage.records import CollectionReport, RoundPurpose
+from storage.schema import Assignment, Blob, Job, Round
+from storage.transitions import UNFINISHED_ROUNDS
+
+STRAY_GRACE = timedelta(hours=1)
+"""How old a file without a row must be: longer than any write between its file and its row."""
+BATCH = 16
+"""Files deleted in one write, which other writes wait for."""
+
+
+def collect(
+    database: Database, store: BlobStore, *, now: datetime, keep_update_rounds: int = 2
+) -> CollectionReport:
+    """Remove what nothing needs; blocking, and safe beside running jobs.
+
+    Each job keeps the updates of its last `keep_update_rounds` training rounds and of any that has
+    not ended; the ledger keeps the digests of the others.
+
+    Raises:
+        StorageError: the database or the store failed; what was removed until then stays removed.
+    """
+    released = database.write_now(lambda s: _release_updates(s, keep_update_rounds))
+    removed = list(_remove_unreferenced(database, store))
+    strays = _remove_strays(database, store, now - STRAY_GRACE)
+    return CollectionReport(
+        updates_released=released,
+        blobs_removed=len(removed),
+        bytes_removed=sum(removed),
+        strays_removed=strays + store.remove_temporary(now - STRAY_GRACE),
+    )
+
+
+def _release_updates(session: Session, keep_update_rounds: int) -> int:
+    """Let go of the updates of old rounds, and return how many."""
+    old = (
+        select(Round.id)
+        .join(Job, Job.id == Round.job_id)
+        .where(
+            Round.purpose == RoundPurpose.TRAIN,
+            Round.number <= Job.last_round_number - keep_update_rounds,
+            Round.state.not_in(UNFINISHED_ROUNDS),
+        )
+    )
+    change = (
+        update(Assignment)
+        .where(Assignment.round_id.in_(old))
+        .where(Assignment.update_digest.is_not(None), Assignment.update_collected.is_(False))
+        .values(update_collected=True)
+    )
+    return session.connection().execute(change).rowcount
+
+
+def _remove_unreferenced(database: Database, store: BlobStore) -> Iterator[int]:
+    """Remove blobs with a row that nothing refers to; yields the size of each."""
+    query = select(Blob.digest).where(~references(Blob.digest)).order_by(Blob.digest)
+    for batch in _batches(database.read_now(lambda s: s.scalars(query).all())):
+        yield from database.write_now(partial(_remove_rows, store=store, digests=batch))
+
+
+def _remove_rows(session: Session, *, store: BlobStore, digests: Sequence[str]) -> list[int]:
+    # Asked again: something may have come to refer to them since they were listed.
+    query = select(Blob).where(Blob.digest.in_(digests), ~references(Blob.digest))
+    blobs = session.scalars(query).all()
+    session.execute(delete(Blob).where(Blob.digest.in_([blob.digest for blob in blobs])))
+    for blob in blobs:
+        store.delete(blob.digest)
+    return [blob.size_bytes for blob in blobs]
+
+
+def _remove_strays(database: Database, store: BlobStore, before: datetime) -> int:
+    """Remove old files without a row, and return how many."""
+    return sum(
+        database.write_now(partial(_remove_files, store=store, digests=batch, before=before))
+        for batch in _batches(_old_strays(database, store, before))
+    )
+
+
+def _old_strays(database: Database, store: BlobStore, before: datetime) -> Iterator[str]:
+    for batch in _batches(store.digests(), 256):
+        known = database.read_now(partial(_known, digests=batch))
+        yield from (digest for digest in batch if _is_old(store, digest, before, known))
+
+
+def _remove_files(
+    session: Session, *, store: BlobStore, digests: Sequence[str], before: datetime
+) -> int:
+    kept = _known(session, digests=digests)
+    free = [d for d in digests if not session.scalar(select(references(d)))]
+    strays = [digest for digest in free if _is_old(store, digest, before, kept)]
+    for digest in strays:
+        store.delete(digest)
+    return len(strays)
+
+
+def _known(session: Session, *, digests: Sequence[str]) -> set[str]:
+    return set(session.scalars(select(Blob.digest).where(Blob.digest.in_(digests))))
+
+
+def _is_old(store: BlobStore, digest: str, before: datetime, known: set[str]) -> bool:
+    modified = None if digest in known else store.modified_at(digest)
+    return modified is not None and modified < before
+
+
+def _batches(digests: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
+    remaining = iter(digests)
+    while batch := list(islice(remaining, size)):
+        yield batch

@@ -1,0 +1,139 @@
+"""Every file operation that must survive power loss.
+
+A file is written under a temporary name, synced, renamed, and then its folder is synced: a reader
+finds all of it or none, and a rename that was reported done stays done. Nothing else in `storage`
+syncs or renames, so that a test can record these steps, and fail or tear each of them.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from headwater.errors import DiskFullError, StorageError
+
+Observer = Callable[[str, Path], None]
+"""Called before each step with its name (`write`, `sync`, `rename`, `sync folder`, `remove`) and
+the path. What it raises is what the step raises."""
+
+_observers: list[Observer] = []
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Tell `observer` of each step while the block runs."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def write_temporary(directory: Path, chunks: Iterable[bytes]) -> Path:
+    """Write a synced file of a name of its own in `directory`, to be given to `adopt`.
+
+    Raises:
+        DiskFullError: no space is left; what was written is removed.
+        StorageError: the disk failed otherwise.
+    """
+    path = directory / f"{uuid4().hex}.part"
+    try:
+        with _told(path), path.open("xb") as file:
+            for chunk in chunks:
+                _step("write", path)
+                file.write(chunk)
+            file.flush()
+            _step("sync", path)
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+    return path
+
+
+def adopt(temporary: Path, path: Path) -> None:
+    """Give a synced file its final name, durably. A file of that name is replaced.
+
+    Raises:
+        StorageError: the disk failed.
+    """
+    with _told(path):
+        _step("rename", path)
+        temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write or replace a small file whole, durably.
+
+    Raises:
+        DiskFullError: no space is left; the file is as it was.
+        StorageError: the disk failed otherwise.
+    """
+    adopt(write_temporary(path.parent, [content]), path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, durably; one that is there stays.
+
+    Raises:
+        DiskFullError: no space is left.
+        StorageError: the disk failed otherwise, or a file has that name.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with _told(path):
+        path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def remove(path: Path) -> int:
+    """Remove a file, and return its size; 0 when it is not there.
+
+    The folder is not synced: a file that comes back after power loss is removed again later.
+    """
+    with _told(path):
+        _step("remove", path)
+        try:
+            size_bytes = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return 0
+    return size_bytes
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable.
+
+    Raises:
+        StorageError: the disk failed.
+    """
+    with _told(path):
+        _step("sync folder", path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _step(name: str, path: Path) -> None:
+    for observer in _observers:
+        observer(name, path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say which path failed, and whether for lack of space."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"no space is left to write {path}: free some, then repeat ({error.strerror})"
+            ) from error
+        raise StorageError(f"{path}: {error.strerror or error}") from error
