@@ -161,8 +161,9 @@ def allowed(hint: Any, rule: Key) -> str:
     if is_dataclass(_bare(hint)):
         names = ", ".join(one.name for one in fields(_bare(hint)))
         return f"a table with {names}"
-    bounds = rule.range()
-    return f"{type_words(hint)}, {bounds}" if bounds else type_words(hint)
+    words, bounds = type_words(hint), rule.range()
+    each = "each " if get_origin(_bare(hint)) is tuple else ""
+    return f"{words}, {each}{bounds}" if bounds else words
 
 
 def _type_name(value: Any) -> str:

@@ -1,0 +1,111 @@
+"""The author's side in Python: from a job file, or a JobSpec, to a plan.
+
+    from coordinator.author import compile_job
+
+    plan = compile_job("examples/digits/job.toml", output="digits.plan")
+    print(plan.digest)
+
+It needs the `author` extra. Sending a job to a coordinator is `coordinator.control_client`'s.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwater.errors import CompileError, require
+from headwater.safetensors import read_tensors
+
+from coordinator.jobs.factory import JobCode
+from coordinator.jobs.job_file import read_job
+from coordinator.jobs.job_spec import JobSpec, Optimizer, metric_name
+
+if TYPE_CHECKING:
+    from coordinator.compiler.compile import CompiledPlan
+
+
+def compile_job(
+    job: str | Path | JobSpec,
+    output: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+    *,
+    folder: str | Path = ".",
+) -> "CompiledPlan":
+    """Compile a job's model, loss and optimizer to a plan.
+
+    The plan is also written where `output` names a path. `job` is the path of a job file, or a JobSpec whose code lies in `folder`. The factory is called
+    with torch's generator seeded by the job's seed, so that the same job with the same code gives
+    the same plan, byte for byte. `progress` is told in words what is being done.
+
+    Raises:
+        JobFileError: the job file cannot be read, or something in it is wrong.
+        CompileError: the author's code, or what it returns, cannot become a plan.
+        MissingExtraError: the `author` extra is not installed.
+    """
+    if isinstance(job, JobSpec):
+        spec, place = JobSpec.from_dict(job.to_dict()), Path(folder)
+    else:
+        spec, place = read_job(Path(job)), Path(job).parent
+    plan = _compiled(spec, place, progress)
+    if output is not None:
+        plan.write(Path(output))
+    return plan
+
+
+def _compiled(
+    spec: JobSpec, folder: Path, progress: Callable[[str], None] | None
+) -> "CompiledPlan":
+    for module in ("onnx", "onnxscript"):
+        require(module, extra="author", purpose="compile a model")
+    torch = require("torch", extra="author", purpose="compile a model")
+    from coordinator.compiler.compile import compile_plan
+
+    with JobCode(folder) as code, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        model = code.model(spec.model.factory)
+        start = spec.model.start
+        if start is not None and start.endswith(".safetensors"):
+            _start_from(model, folder / start)
+        return compile_plan(
+            model,
+            code.function(spec.model.loss, "loss"),
+            {metric_name(one): code.function(one, "metric") for one in spec.model.metrics},
+            optimizer_settings(spec.train.optimizer),
+            spec.model.input_signatures,
+            spec.model.target_signatures,
+            name=spec.name,
+            batch_size=spec.train.batch_size,
+            seed=spec.seed,
+            progress=progress,
+        )
+
+
+def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer as the compiler takes it: one flat mapping, `betas` as `beta1` and `beta2`."""
+    settings: dict[str, Any] = dict(optimizer.settings)
+    if "betas" in settings:
+        settings["beta1"], settings["beta2"] = settings.pop("betas")
+    return {"name": optimizer.name, "learning_rate": optimizer.learning_rate, **settings}
+
+
+def _start_from(model: Any, path: Path) -> None:
+    """Replace the model's tensors by those of a file; only trainable ones must all be there.
+
+    Raises:
+        CompileError: the file is missing or holds other tensors.
+    """
+    if not path.is_file():
+        raise CompileError(f"[model] start: there is no file {path}")
+    torch = require("torch", extra="author", purpose="compile a model")
+    ours, stored = model.state_dict(), read_tensors(path)
+    trainable = {name for name, one in model.named_parameters() if one.requires_grad}
+    problems = [f"{name} is missing" for name in sorted(trainable - set(stored))]
+    problems += [f"{name} is not of this model" for name in sorted(set(stored) - set(ours))]
+    problems += [
+        f"{name} has shape {list(array.shape)}, the model {list(ours[name].shape)}"
+        for name, array in stored.items()
+        if name in ours and tuple(array.shape) != tuple(ours[name].shape)
+    ]
+    if problems:
+        raise CompileError(f"[model] start: {path} does not fit the model: {'; '.join(problems)}")
+    tensors = {name: torch.tensor(array) for name, array in stored.items()}
+    model.load_state_dict(tensors, strict=False)
