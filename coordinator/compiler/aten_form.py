@@ -2,8 +2,8 @@
 
 The trace comes from make_fx, with native ATen operators for forward and backward. Three things
 happen before it is written: operators that write their arguments become functional ones, so that
-the order of a graph carries no meaning; copies and detachments that a functional graph does not
-need go away; and every operator is held against the allow-list that devices use.
+the order of a graph carries no meaning; copies, detachments and repetitions that a functional graph
+does not need go away; and every operator is held against the allow-list that devices use.
 """
 
 import copy
@@ -70,6 +70,7 @@ def to_json(
     """
     module = functional(graph_module)
     _drop_identities(module.graph)
+    _merge_equal_calls(module.graph)
     module.graph.eliminate_dead_code()
     _refuse_unsupported(module.graph)
     return _Writer(module).graph(tuple(input_names), tuple(output_names)).to_bytes()
@@ -148,6 +149,19 @@ def _drop_identities(graph: fx.Graph) -> None:
             node.replace_all_uses_with(source)
         elif node.target is aten.t.default and source.target is aten.t.default:
             node.replace_all_uses_with(source.all_input_nodes[0])
+
+
+def _merge_equal_calls(graph: fx.Graph) -> None:
+    """Compute once what a trace computes again, such as Adam's bias correction per parameter."""
+    calls: dict[tuple[Any, str], fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            # by text, in which 1, 1.0 and True differ and a node is its unique name
+            first = calls.setdefault(
+                (node.target, f"{node.args} {sorted(node.kwargs.items())}"), node
+            )
+            if first is not node:
+                node.replace_all_uses_with(first)
 
 
 def _refuse_unsupported(graph: fx.Graph) -> None:
