@@ -32,9 +32,10 @@ def compile_job(
 ) -> "CompiledPlan":
     """Compile a job's model, loss and optimizer to a plan.
 
-    The plan is also written where `output` names a path. `job` is the path of a job file, or a JobSpec whose code lies in `folder`. The factory is called
-    with torch's generator seeded by the job's seed, so that the same job with the same code gives
-    the same plan, byte for byte. `progress` is told in words what is being done.
+    The plan is also written where `output` names a path. `job` is the path of a job file, or a
+    JobSpec whose code lies in `folder`. The factory is called with torch's generator seeded by the
+    job's seed, so that the same job with the same code gives the same plan, byte for byte.
+    `progress` is told in words what is being done.
 
     Raises:
         JobFileError: the job file cannot be read, or something in it is wrong.

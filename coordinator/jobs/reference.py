@@ -26,9 +26,9 @@ def reference() -> str:
 def _tables() -> Iterator[tuple[str, type]]:
     yield "At the top", JobSpec
     for section, hint in get_type_hints(JobSpec).items():
-        if is_dataclass(hint):
-            yield f"`[{section}]`", hint
-            yield from _inner(section, hint)
+        if (kind := _table_kind(hint)) is not None:
+            yield f"`[{section}]`", kind
+            yield from _inner(section, kind)
 
 
 def _inner(section: str, kind: Any) -> Iterator[tuple[str, type]]:

@@ -217,7 +217,8 @@ NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit f
          '8: [model] metrics = ["accuracy", "loss"]: "loss" is always recorded and no metric'),
         ("[3, 32, 32]", "[3, -32, 32]", "9: [model] input.shape[1] = -32: at least 1"),
         ("[3, 32, 32]", "3",
-         "9: [model] input.shape = 3: a list of whole numbers, each at least 1, not a whole number"),
+         "9: [model] input.shape = 3: a list of whole numbers, each at least 1, not a "
+         "whole number"),
         ('dtype = "float32" }', 'dtype = "float16" }',
          '9: [model] input.dtype = "float16": one of "float32", "int64"'),
         ('dtype = "float32" }', 'dtype = "float32", maximum = 3 }',
