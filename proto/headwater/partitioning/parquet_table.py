@@ -112,7 +112,7 @@ class PartWriter:
     def __init__(self, path: Path, schema: Any) -> None:
         parquet = require("pyarrow.parquet", extra="parquet", purpose="write Parquet files")
         self._arrow = require("pyarrow", extra="parquet", purpose="write Parquet files")
-        self._writer = parquet.ParquetWriter(path, schema)
+        self._writer = parquet.ParquetWriter(path, schema, write_page_checksum=True)
         self._schema = schema
         self._held: list[Any] = []
         self._rows = 0

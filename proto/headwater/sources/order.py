@@ -60,8 +60,8 @@ def shuffle_stream(
     """Shuffle a stream through a pool of at most `capacity` examples.
 
     The pool fills first; then every incoming example takes the place of one drawn from the pool at
-    random, which is passed on; the rest leaves in random order. Held at any time: the pool and one
-    incoming chunk, which must not be longer than the pool. A stream that fits the pool is permuted
+    random, which is passed on; the rest leaves in random order. Held at any time: the pool, one
+    incoming and one leaving chunk; an incoming one must not be longer than the pool. A stream that fits the pool is permuted
     uniformly; of a longer one, an example moves by more than the pool's length only backwards.
     """
     pool: list[Array] = []
@@ -80,8 +80,14 @@ def shuffle_stream(
             for place, part in zip(pool, arriving, strict=True):
                 place[leaving] = part
     order = generator.permutation(held)
-    for start in range(0, held, 1024):
-        yield tuple(place[order[start : start + 1024]] for place in pool)
+    step = slice_rows(capacity)
+    for start in range(0, held, step):
+        yield tuple(place[order[start : start + step]] for place in pool)
+
+
+def slice_rows(capacity: int) -> int:
+    """How many examples move at once where `capacity` may be held: a quarter, at most 1,024."""
+    return max(1, min(1024, capacity // 4))
 
 
 class ArraySource:

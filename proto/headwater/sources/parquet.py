@@ -1,9 +1,9 @@
 """Parquet: one file, or a folder of files as Spark writes it, read in slices of row groups.
 
 Data that fits the memory budget (option `memory_mib`, in compact form) is read and decoded once and
-kept. Anything larger streams: the row groups in an order drawn from the seed, in slices of at most
-1,024 rows, through a shuffle pool as large as the budget. So at any time no more is held than the
-budget, one slice, one batch, and what pyarrow buffers of the pages it reads.
+kept. Anything larger streams: the row groups in an order drawn from the seed, in slices of a quarter
+of the budget or 1,024 rows, through a shuffle pool as large as the budget. So at any time no more is
+held than one and a half budgets, one batch, and what pyarrow buffers of the pages it reads.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from headwater.sources.order import (
     regroup,
     seeded,
     shuffle_stream,
+    slice_rows,
 )
 
 OPTIONS = (*COLUMN_OPTIONS, "where", "memory_mib", "resize")
-SLICE_ROWS = 1024
 PAGE_BUFFER_BYTES = 1 << 20
 
 
@@ -81,7 +81,12 @@ def open_parquet(path: str) -> Any:
     """A `pyarrow.parquet.ParquetFile` that reads pages as it goes, not whole column chunks."""
     parquet = require("pyarrow.parquet", extra="parquet", purpose="read Parquet files")
     with readable(path):
-        return parquet.ParquetFile(path, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
+        return parquet.ParquetFile(
+            path,
+            pre_buffer=False,
+            buffer_size=PAGE_BUFFER_BYTES,
+            page_checksum_verification=True,
+        )
 
 
 class ParquetReader:
@@ -175,14 +180,23 @@ class ParquetReader:
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         kept = set(range(len(sizes)))
         if self._condition is not None:
-            with readable(path):
-                fragment = self._fragment(path).subset(self._expression)
-                kept = {group.id for group in fragment.row_groups}
+            kept = self._kept_groups(path, self._condition)
         first_row = 0
         for index, size in enumerate(sizes):
             if index in kept:
                 yield RowGroup(path, index, first_row, size)
             first_row += size
+
+
+    def _kept_groups(self, path: str, condition: Condition) -> set[int]:
+        arrow = require("pyarrow", extra="parquet", purpose="read Parquet files")
+        try:
+            fragment = self._fragment(path).subset(condition.expression)
+        except arrow.ArrowException as error:
+            raise DataError(
+                f"{path}: where={condition.text} cannot be applied to the columns: {error}"
+            ) from error
+        return {group.id for group in fragment.row_groups}
 
 
 _ROW = "headwater.row"
@@ -232,19 +246,19 @@ class ParquetSource:
             yield self._fields.batch(chunk)
 
     def _stream(self, seed: int | None) -> Iterator[Chunk]:
-        slice_rows = max(1, min(SLICE_ROWS, self._capacity // 4))
+        rows = slice_rows(self._capacity)
         groups = self._reader.groups
         if seed is None:
-            return self._reader.chunks(groups, slice_rows)
+            return self._reader.chunks(groups, rows)
         order = example_order(len(groups), seed)
-        chunks = self._reader.chunks([groups[index] for index in order], slice_rows)
+        chunks = self._reader.chunks([groups[index] for index in order], rows)
         return shuffle_stream(chunks, self._capacity, seeded(seed))
 
     def _load(self) -> ArraySource:
         """Read everything, into arrays of the final size at once."""
         held: list[NDArray[Any]] = []
         position = 0
-        for chunk in self._reader.chunks(self._reader.groups, SLICE_ROWS):
+        for chunk in self._reader.chunks(self._reader.groups, slice_rows(self._capacity)):
             if not held:
                 held = [np.empty((self._count, *part.shape[1:]), part.dtype) for part in chunk]
             for place, part in zip(held, chunk, strict=True):

@@ -1,0 +1,61 @@
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+
+import headwater.sources
+from headwater.batch import Batch
+from headwater.errors import DataError, UsageError
+from headwater.sources import open_source
+
+
+class Ones:
+    def __init__(self, path, options, inputs, targets):
+        if path == "broken":
+            raise KeyError("shelf")
+        if path == "refused":
+            raise DataError("ones: refused")
+        self.name = f"ones:{path}"
+        self.count = int(options["count"])
+
+    def example_count(self):
+        return self.count
+
+    def batches(self, batch_size, seed):
+        yield Batch((np.ones(self.count),), (np.ones(self.count),))
+
+
+@pytest.fixture
+def own_kind(monkeypatch):
+    point = EntryPoint("ones", f"{__name__}:Ones", "headwater.sources")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Ones)
+    monkeypatch.setattr(headwater.sources, "entry_points", lambda group: [point])
+
+
+def test_one_s_own_kind(own_kind):
+    source = open_source("ones:shelf?count=3", [], [])
+    assert (source.name, source.example_count()) == ("ones:shelf", 3)
+
+
+def test_one_s_own_kind_that_fails(own_kind):
+    with pytest.raises(DataError, match="data source .*Ones failed: KeyError: 'shelf'"):
+        open_source("ones:broken?count=3", [], [])
+    with pytest.raises(DataError, match="^ones: refused$"):
+        open_source("ones:refused", [], [])
+
+
+def test_a_scheme_that_is_not_installed(own_kind):
+    with pytest.raises(UsageError, match=r"no data source 's3' is installed \(there are: digits:"):
+        open_source("s3:bucket/x", [], [])
+
+
+@pytest.mark.parametrize("name", ["gone.npz", "gone.csv", "gone.parquet", "gone"])
+def test_a_missing_file(tmp_path, name):
+    with pytest.raises(DataError, match=f"{name}: there is no such file"):
+        open_source(str(tmp_path / name), [], [])
+
+
+def test_an_ending_of_no_kind(tmp_path):
+    (tmp_path / "data.xlsx").touch()
+    with pytest.raises(DataError, match=r"cannot tell the kind of data by the ending '\.xlsx'"):
+        open_source(str(tmp_path / "data.xlsx"), [], [])
