@@ -37,7 +37,9 @@ def test_npz_in_stored_order_and_by_seed(tmp_path, vector_input, label, gather):
 
 
 def test_batches_are_the_caller_s_to_change(tmp_path, vector_input, label, gather):
-    source = open_source(write_npz(tmp_path, x=np.ones((3, 2), "f4"), y=[1, 2, 3]), vector_input, label)
+    source = open_source(
+        write_npz(tmp_path, x=np.ones((3, 2), "f4"), y=[1, 2, 3]), vector_input, label
+    )
     next(source.batches(3, None)).inputs[0][:] = 7
     np.testing.assert_array_equal(gather(source).inputs[0], np.ones((3, 2)))
 

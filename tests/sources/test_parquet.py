@@ -122,7 +122,11 @@ def test_columns_of_numbers_fill_a_vector(write_parquet, vector_input, label, ga
 @pytest.mark.parametrize(
     ("columns", "query", "message"),
     [
-        ({"x": [[1.0, 2.0], [1.0]], "y": [0, 1]}, "", "column 'x', row 1: a list of 1 values where"),
+        (
+            {"x": [[1.0, 2.0], [1.0]], "y": [0, 1]},
+            "",
+            "column 'x', row 1: a list of 1 values where",
+        ),
         ({"x": [[1.0, 2.0], None], "y": [0, 1]}, "", "column 'x', row 1: there is no value"),
         ({"x": [[1.0, 2.0], [1.0, None]], "y": [0, 1]}, "", "column 'x', row 1: there is no value"),
         ({"x": [[1.0, 2.0], [1.0, np.nan]], "y": [0, 1]}, "", "column 'x', row 1: nan"),
