@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from headwater.errors import DiskFullError, StorageError
@@ -40,7 +41,7 @@ def write_temporary(directory: Path, chunks: Iterable[bytes]) -> Path:
     """
     path = directory / f"{uuid4().hex}.part"
     try:
-        with _told(path), path.open("xb") as file:
+        with told(path), path.open("xb") as file:
             for chunk in chunks:
                 _step("write", path)
                 file.write(chunk)
@@ -60,7 +61,7 @@ def adopt(temporary: Path, path: Path) -> None:
     Raises:
         StorageError: the disk failed.
     """
-    with _told(path):
+    with told(path):
         _step("rename", path)
         temporary.replace(path)
     sync_folder(path.parent)
@@ -76,6 +77,31 @@ def write(path: Path, content: bytes) -> None:
     adopt(write_temporary(path.parent, [content]), path)
 
 
+def append(file: BinaryIO, path: Path, content: bytes) -> None:
+    """Write to a file that grows and is synced later with `sync`.
+
+    Raises:
+        DiskFullError: no space is left.
+        StorageError: the disk failed otherwise.
+    """
+    with told(path):
+        _step("write", path)
+        file.write(content)
+
+
+def sync(file: BinaryIO, path: Path) -> None:
+    """Make what was appended to a file durable.
+
+    Raises:
+        DiskFullError: no space is left.
+        StorageError: the disk failed otherwise.
+    """
+    with told(path):
+        file.flush()
+        _step("sync", path)
+        os.fsync(file.fileno())
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, durably; one that is there stays.
 
@@ -86,7 +112,7 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    with _told(path):
+    with told(path):
         path.mkdir(exist_ok=True)
     sync_folder(path.parent)
 
@@ -96,7 +122,7 @@ def remove(path: Path) -> int:
 
     The folder is not synced: a file that comes back after power loss is removed again later.
     """
-    with _told(path):
+    with told(path):
         _step("remove", path)
         try:
             size_bytes = path.stat().st_size
@@ -112,7 +138,7 @@ def sync_folder(path: Path) -> None:
     Raises:
         StorageError: the disk failed.
     """
-    with _told(path):
+    with told(path):
         _step("sync folder", path)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -127,8 +153,8 @@ def _step(name: str, path: Path) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Say which path failed, and whether for lack of space."""
+def told(path: Path) -> Iterator[None]:
+    """Turn the disk's errors in the block into ours, which name the path that failed."""
     try:
         yield
     except OSError as error:

@@ -162,10 +162,11 @@ def accept_update(
             f"round {step.number} is {step.state}: the update of assignment {row.id} is late"
         )
     _move(row, AssignmentState.ACCEPTED, "", now)
-    blobs.register(
-        session, digest=update.digest, size_bytes=update.size_bytes, kind="update", now=now
-    )
-    row.update_digest, row.update_size_bytes = update.digest, update.size_bytes
+    if update.digest:  # an evaluation brings metrics and no update
+        blobs.register(
+            session, digest=update.digest, size_bytes=update.size_bytes, kind="update", now=now
+        )
+        row.update_digest, row.update_size_bytes = update.digest, update.size_bytes
     row.update_encoding, row.update_norm = update.encoding, update.update_norm
     row.examples, row.staleness = update.examples, update.staleness
     row.metrics_before, row.metrics_after = dict(update.metrics_before), dict(update.metrics_after)
@@ -261,6 +262,15 @@ def get(session: Session, *, round_id: int) -> RoundRecord:
     if not rows:
         raise NotFoundError(f"there is no round of id {round_id}")
     return round_records(session, rows, ledger=True)[0]
+
+
+def assignment(session: Session, *, assignment_id: int) -> AssignmentRecord:
+    """One row of the ledger, by its id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    return _assignment_record(session, _assignment(session, assignment_id).id)
 
 
 def _check_free(session: Session, job: Job, purpose: RoundPurpose, number: int) -> None:

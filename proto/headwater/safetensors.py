@@ -8,7 +8,7 @@ and the float vector is one run that can be mapped.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ import numpy as np
 
 from headwater.batch import Array
 from headwater.errors import PlanError
-from headwater.layout import Layout, Weights
+from headwater.layout import BLOCK_ELEMENTS, Layout, Weights
 
 _MAXIMUM_HEADER_BYTES = 64 * 2**20
 _NAME_OF_DTYPE = {
@@ -63,11 +63,18 @@ def weights_size_bytes(layout: Layout) -> int:
     return len(weights_header(layout)) + layout.size_bytes
 
 
+def weights_chunks(layout: Layout, weights: Weights) -> Iterator[bytes]:
+    """A weights file in pieces: the same weights and layout give the same bytes."""
+    yield weights_header(layout)
+    yield weights.integers.tobytes()
+    for start in range(0, weights.floats.size, BLOCK_ELEMENTS):
+        yield weights.floats[start : start + BLOCK_ELEMENTS].tobytes()
+
+
 def write_weights(file: BinaryIO, layout: Layout, weights: Weights) -> None:
-    """Write a weights file: the same weights and layout give the same bytes."""
-    file.write(weights_header(layout))
-    file.write(np.ascontiguousarray(weights.integers).data.cast("B"))
-    file.write(np.ascontiguousarray(weights.floats).data.cast("B"))
+    """Write a weights file."""
+    for chunk in weights_chunks(layout, weights):
+        file.write(chunk)
 
 
 def read_weights(path: str | os.PathLike[str], layout: Layout) -> Weights:

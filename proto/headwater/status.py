@@ -78,7 +78,7 @@ def translated() -> Iterator[None]:
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Turns our errors in handlers into statuses; anything else is logged and becomes INTERNAL."""
 
-    async def intercept_service(
+    async def intercept_service(  # type: ignore[override]
         self,
         continuation: Callable[
             [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
@@ -88,7 +88,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         """Wrap the handler of one call."""
         handler: Any = await continuation(handler_call_details)
         if handler is None:
-            return None
+            return handler  # type: ignore[return-value]
         method = handler_call_details.method
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,

@@ -1,0 +1,1 @@
+"""Rounds: pure decisions, and the thin loop that carries them out."""

@@ -1,0 +1,260 @@
+"""The thin loop: one task a job looks at its state, lets `policy` decide, and carries that out."""
+
+import asyncio
+import logging
+from functools import partial
+
+from coordinator.engine.live import JobRun, LiveAssignment
+from coordinator.engine.measures import metric_series
+from coordinator.engine.policy import ABANDONED_IN_A_ROW, Action, closing, stopping
+from coordinator.engine.recovery import recover_run
+from coordinator.engine.rounds import (
+    abandon_round,
+    close_round,
+    finish_round,
+    open_round,
+)
+from coordinator.engine.world import World
+from headwater.errors import HeadwaterError, NotFoundError
+from storage import history
+from storage import jobs as job_repository
+from storage import rounds as round_repository
+from storage.records import (
+    AssignmentState,
+    JobRecord,
+    JobState,
+    RoundPurpose,
+    RoundState,
+)
+
+_log = logging.getLogger("headwater.engine")
+
+
+class Engine:
+    """All jobs that have not ended. Used on the event loop only; state lives in the database."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.runs: dict[str, JobRun] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Take up every job that had not ended, where it was."""
+        for record in await self.world.database.read(job_repository.unfinished):
+            await self.take_up(record)
+
+    async def stop(self) -> None:
+        """End the loops. Nothing is written: a job continues from the database."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def take_up(self, record: JobRecord) -> JobRun:
+        """Drive a job from its record: a new one, or one that a restart found."""
+        run = await recover_run(self.world, record)
+        self.runs[record.reference] = run
+        self._drive(run)
+        return run
+
+    async def change(self, reference: str, state: JobState, reason: str) -> JobRecord:
+        """Pause, resume or cancel a job.
+
+        A paused job ends its open round first; a cancelled one abandons it.
+
+        Raises:
+            NotFoundError: no such job.
+            ConflictError: its state forbids this.
+        """
+        record = await self.world.database.write(
+            partial(
+                job_repository.set_state,
+                reference=reference,
+                state=state,
+                reason=reason,
+                now=self.world.clock.now(),
+            )
+        )
+        run = self.runs.get(reference)
+        if run is None:
+            return record
+        run.record = record
+        if state is JobState.CANCELLED and run.round is not None:
+            await self._halt(run)
+            await abandon_round(self.world, run, reason)
+        await run.announce()
+        self._drive(run)
+        return record
+
+    def find(self, assignment_id: int, client_id: str) -> tuple[JobRun, LiveAssignment] | None:
+        """A client's assignment in an open round; None when its round has ended.
+
+        Raises:
+            NotFoundError: the assignment is another client's.
+        """
+        for run in self.runs.values():
+            live = run.round.assignments.get(assignment_id) if run.round else None
+            if live is None:
+                continue
+            if live.record.client_id != client_id:
+                raise NotFoundError(f"assignment {assignment_id} is not this client's")
+            return run, live
+        return None
+
+    def assignments_of(self, client_id: str) -> list[tuple[JobRun, LiveAssignment]]:
+        """What the client still owes to open rounds."""
+        rounds = ((run, run.round) for run in self.runs.values() if run.round is not None)
+        found = ((run, round_.of_client(client_id)) for run, round_ in rounds)
+        return [(run, live) for run, live in found if live is not None and live.pending]
+
+    def wake(self) -> None:
+        """Clients came or went: jobs that wait for a quorum look again."""
+        for run in self.runs.values():
+            run.changed.set()
+
+    def _drive(self, run: JobRun) -> None:
+        reference = run.record.reference
+        running = self._tasks.get(reference)
+        if running is not None and not running.done():
+            run.changed.set()
+            return
+        self._tasks[reference] = asyncio.create_task(self._loop(run), name=f"job {reference}")
+
+    async def _halt(self, run: JobRun) -> None:
+        task = self._tasks.get(run.record.reference)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _loop(self, run: JobRun) -> None:
+        while run.active:
+            run.changed.clear()
+            try:
+                seconds = await self._advance(run)
+            except HeadwaterError as error:
+                await self._pause(run, str(error))
+                return
+            except Exception as error:
+                _log.exception("a defect stopped job %s", run.record.reference)
+                await self._pause(run, f"a defect in the coordinator: {error!r}; see its log")
+                return
+            if seconds is None or seconds > 0:
+                await self.world.clock.wait(run.changed, seconds)
+        if run.record.state not in (JobState.PAUSED, JobState.QUEUED, JobState.RUNNING):
+            self.runs.pop(run.record.reference, None)
+
+    async def _advance(self, run: JobRun) -> float | None:
+        """One decision and its action; the seconds after which to look again, None for never."""
+        if run.round is None:
+            return await self._begin(run)
+        if run.round.record.state is RoundState.CLOSING:
+            await finish_round(self.world, run, run.round.record)
+            return await self._after_round(run)
+        await self._expire_leases(run)
+        now, deadline = self.world.clock.now(), run.round.record.deadline_at
+        passed = deadline is not None and now >= deadline
+        pending = run.round.pending
+        decision = closing(run.spec.rounds, run.round.accepted, len(pending), passed)
+        if decision.action is Action.WAIT:
+            leases = min(one.lease_ends for one in pending) - self.world.clock.monotonic()
+            left = (deadline - now).total_seconds() if deadline else leases
+            return max(0.001, min(leases, left))
+        if decision.action is Action.CLOSE:
+            await close_round(self.world, run, decision.reason)
+        else:
+            await abandon_round(self.world, run, decision.reason)
+        return await self._after_round(run)
+
+    async def _begin(self, run: JobRun) -> float | None:
+        if run.record.state is JobState.PAUSED:
+            return None
+        ending = await self._ending(run)
+        purpose = RoundPurpose.EVALUATE if ending else RoundPurpose.TRAIN
+        wanted = not ending or await self._final_evaluation_due(run)
+        if wanted and await open_round(self.world, run, self._busy(), purpose):
+            return 0
+        if ending:
+            await self._set_state(run, JobState.COMPLETED, ending)
+            return 0
+        barred = [until for _, until in run.barred.values()]
+        now = self.world.clock.monotonic()
+        return min((until - now for until in barred if until > now), default=None)
+
+    async def _ending(self, run: JobRun) -> str:
+        """Why the job has no further training round; empty when it has one."""
+        policy = run.spec.rounds
+        if run.record.rounds_committed >= policy.count:
+            return f"all {policy.count} rounds are done"
+        if policy.stop is None:
+            return ""
+        series = await self.world.database.read(partial(metric_series, run=run, stop=policy.stop))
+        return stopping(policy.stop, series)
+
+    async def _final_evaluation_due(self, run: JobRun) -> bool:
+        """Clients measure a version in the round that starts from it; none starts from the last."""
+        if "clients" not in run.spec.rounds.evaluate.on:
+            return False
+        evaluations = await self.world.database.read(
+            partial(
+                history.rounds,
+                reference=run.record.reference,
+                purpose=RoundPurpose.EVALUATE,
+                newest_first=True,
+                limit=1,
+            )
+        )
+        return not evaluations or evaluations[0].base_version_id != run.record.latest_version_id
+
+    async def _after_round(self, run: JobRun) -> float:
+        if run.abandoned_in_a_row >= ABANDONED_IN_A_ROW:
+            await self._pause(run, f"{run.abandoned_in_a_row} rounds in a row were abandoned")
+        self.wake()
+        return 0
+
+    def _busy(self) -> dict[str, str]:
+        rounds = [(run, run.round) for run in self.runs.values() if run.round is not None]
+        return {
+            live.record.client_id: run.record.reference
+            for run, round_ in rounds
+            for live in round_.pending
+        }
+
+    async def _expire_leases(self, run: JobRun) -> None:
+        assert run.round is not None
+        now = self.world.clock.monotonic()
+        for live in [one for one in run.round.pending if one.lease_ends <= now]:
+            reason = f"no sign of life for {self.world.lease_seconds:g} s"
+            await self.end_assignment(run, live, AssignmentState.EXPIRED, reason)
+
+    async def end_assignment(
+        self, run: JobRun, live: LiveAssignment, state: AssignmentState, reason: str
+    ) -> None:
+        """Write how an assignment ended without an update, and let the round decide anew."""
+        await self.world.database.write(
+            partial(
+                round_repository.advance_assignment,
+                assignment_id=live.record.id,
+                state=state,
+                reason=reason,
+                now=self.world.clock.now(),
+                bytes_down=live.bytes_down,
+            )
+        )
+        live.state = state
+        run.changed.set()
+
+    async def _pause(self, run: JobRun, reason: str) -> None:
+        _log.error("job %s pauses: %s", run.record.reference, reason)
+        if run.record.state in (JobState.QUEUED, JobState.RUNNING):
+            await self._set_state(run, JobState.PAUSED, reason)
+
+    async def _set_state(self, run: JobRun, state: JobState, reason: str) -> None:
+        run.record = await self.world.database.write(
+            partial(
+                job_repository.set_state,
+                reference=run.record.reference,
+                state=state,
+                reason=reason,
+                now=self.world.clock.now(),
+            )
+        )
+        await run.announce()

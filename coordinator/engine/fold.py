@@ -1,0 +1,97 @@
+"""From a closing round's durable updates to new weights and their held-out metrics.
+
+Everything here blocks and runs on a worker thread. It reads only what is on disk, so it can be
+repeated after a crash and gives the same bytes.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from coordinator.aggregation.order import Contribution
+from coordinator.aggregation.soundness import fault_of
+from coordinator.aggregation.weighted_mean import fold
+from coordinator.engine.live import JobRun
+from coordinator.engine.world import World
+from headwater.evaluation import evaluate
+from headwater.layout import Weights
+from headwater.safetensors import read_weights, weights_chunks, weights_size_bytes
+from headwater.sources import open_source
+from headwater.updates import StoredUpdate, encoding_named
+from storage.records import (
+    AssignmentRecord,
+    AssignmentState,
+    MetricScope,
+    MetricValue,
+    RoundRecord,
+)
+
+EVALUATION_BATCH = 256
+"""Examples in a batch of held-out data."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What a round produced: the weights, their file's digest and size, and who is part of them.
+
+    `shares` maps folded assignments to their part of the mean (sum 1). `fault` says why there is
+    nothing to commit; the other fields are then empty.
+    """
+
+    weights: Weights | None = None
+    digest: str = ""
+    shares: Mapping[int, float] = field(default_factory=dict)
+    size_bytes: int = 0
+    fault: str = ""
+
+
+def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
+    """Fold the accepted updates of a closing round, and check the result.
+
+    Raises:
+        StorageError, UpdateError: a stored update or the base weights are not what they were.
+    """
+    accepted = [one for one in record.assignments if one.state is AssignmentState.ACCEPTED]
+    base = read_weights(world.blobs.path(record.base_weights_digest), run.layout)
+    contributions = [_contribution(world, run, one) for one in accepted]
+    weights = fold(base, contributions, run.layout, world.threads)
+    fault = fault_of(weights, run.layout)
+    if fault:
+        return Folded(fault=fault)
+    digest = hashlib.sha256()
+    for chunk in weights_chunks(run.layout, weights):
+        digest.update(chunk)
+    total = sum(one.examples or 0 for one in accepted)
+    shares = {one.id: (one.examples or 0) / total for one in accepted}
+    return Folded(weights, digest.hexdigest(), shares, weights_size_bytes(run.layout))
+
+
+def held_out_metrics(world: World, run: JobRun, folded: Folded) -> list[MetricValue]:
+    """What the new version scores on the coordinator's own data, if the job's policy asks now.
+
+    Raises:
+        DataError: the held-out data does not fit the plan.
+    """
+    policy = run.spec.rounds.evaluate
+    binding = world.held_out.get(run.spec.dataset)
+    number = run.record.rounds_committed + 1
+    due = number >= run.spec.rounds.count or number % policy.every == 0
+    wanted = "coordinator" in policy.on and due
+    if not wanted or binding is None or folded.weights is None:
+        return []
+    if run.held_out is None:
+        manifest = run.plan.manifest
+        run.held_out = open_source(binding, manifest.inputs, manifest.targets)
+    result = dict(evaluate(run.plan, folded.weights, run.held_out, EVALUATION_BATCH, world.threads))
+    examples = int(result.pop("examples"))
+    return [
+        MetricValue(MetricScope.COORDINATOR, name, value, examples)
+        for name, value in result.items()
+    ]
+
+
+def _contribution(world: World, run: JobRun, one: AssignmentRecord) -> Contribution:
+    digest = one.update_digest or ""
+    encoding = encoding_named(one.update_encoding or "")
+    update = StoredUpdate(world.blobs.path(digest), run.layout, encoding)
+    return Contribution(digest, one.examples or 0, update)

@@ -1,0 +1,38 @@
+"""Taking a job up from the database: after its submission and after a restart, the same way."""
+
+import logging
+from functools import partial
+
+from coordinator.engine.live import JobRun
+from coordinator.engine.rounds import live_round
+from coordinator.engine.world import World
+from coordinator.jobs.job_spec import JobSpec
+from headwater.plan import Plan
+from storage import plans as plan_repository
+from storage import rounds as round_repository
+from storage.records import JobRecord
+
+_log = logging.getLogger("headwater.recovery")
+
+
+async def recover_run(world: World, record: JobRecord) -> JobRun:
+    """The job in memory, with its open round if it has one.
+
+    Raises:
+        PlanError: its plan's blobs are damaged or missing.
+    """
+    plan_record = await world.database.read(partial(plan_repository.get, digest=record.plan_digest))
+    plan = Plan.from_blobs(plan_record.manifest.encode(), world.blobs.read)
+    run = JobRun(record, JobSpec.from_dict(record.spec), plan)
+    round_record = await world.database.read(partial(round_repository.unfinished, job_id=record.id))
+    if round_record is not None:
+        run.round = live_round(world, round_record)
+        _log.info(
+            "job %s continues in round %d (%s): %d updates held, %d awaited",
+            record.reference,
+            round_record.number,
+            round_record.state,
+            run.round.accepted,
+            len(run.round.pending),
+        )
+    return run

@@ -1,0 +1,295 @@
+"""A round from its opening to its commit: the decisions of `policy`, carried out."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+
+from sqlalchemy.orm import Session
+
+from coordinator.engine import directives
+from coordinator.engine.candidates import candidates
+from coordinator.engine.fold import Folded, fold_round, held_out_metrics
+from coordinator.engine.live import ENCODING, JobRun, LiveAssignment, LiveRound
+from coordinator.engine.measures import round_metrics
+from coordinator.engine.policy import opening
+from coordinator.engine.seeds import derived_seed
+from coordinator.engine.selection import ineligibility, select
+from coordinator.engine.world import World
+from headwater.safetensors import weights_chunks
+from storage import blobs as blob_repository
+from storage import clients as client_repository
+from storage import jobs as job_repository
+from storage import rounds as round_repository
+from storage.records import (
+    AssignmentState,
+    Fate,
+    JobState,
+    MetricValue,
+    NewVersion,
+    Offer,
+    RoundPurpose,
+    RoundRecord,
+)
+
+PIN_HOLDER = "coordinator"
+"""Who pins weights between their writing and the commit that refers to them."""
+
+_log = logging.getLogger("headwater.round")
+
+
+async def open_round(
+    world: World, run: JobRun, busy: Mapping[str, str], purpose: RoundPurpose
+) -> bool:
+    """Open the job's next round if a quorum of eligible clients attends; says whether it did."""
+    everyone = candidates(world.attendance, run, busy, world.clock.monotonic())
+    reasons = {
+        one.client_id: ineligibility(one, run.spec.dataset, run.where, ENCODING) for one in everyone
+    }
+    eligible = [one for one in everyone if not reasons[one.client_id]]
+    decision = opening(run.spec.rounds, len(eligible), len(everyone))
+    await _note_ineligible(world, reasons)
+    if not decision.offers:
+        await _wait_for(run, decision.reason)
+        return False
+    number = run.record.last_round_number + 1
+    chosen = select(eligible, decision.offers, run.record.seed, number)
+    unused = [reasons[one.client_id] or "not drawn" for one in everyone if one not in chosen]
+    record = await world.database.write(
+        partial(
+            _write_opening,
+            run=run,
+            number=number,
+            purpose=purpose,
+            client_ids=[one.client_id for one in chosen],
+            not_selected={reason: unused.count(reason) for reason in unused},
+            now=world.clock.now(),
+        )
+    )
+    run.round = live_round(world, record)
+    run.waiting_for = ""
+    for live in run.round.assignments.values():
+        send_assignment(world, run, live)
+    _log.info("round opened: %s", decision.reason, extra=_fields(run))
+    return True
+
+
+def _write_opening(
+    session: Session,
+    *,
+    run: JobRun,
+    number: int,
+    purpose: RoundPurpose,
+    client_ids: Sequence[str],
+    not_selected: Mapping[str, int],
+    now: datetime,
+) -> RoundRecord:
+    """One transaction: the clients' indices, the seeds that follow from them, and the round."""
+    if run.record.state is JobState.QUEUED:
+        job_repository.set_state(
+            session,
+            reference=run.record.reference,
+            state=JobState.RUNNING,
+            reason="its first round opened",
+            now=now,
+        )
+    indices = round_repository.participant_indices(
+        session, job_id=run.record.id, client_ids=client_ids, now=now
+    )
+    return round_repository.open_round(
+        session,
+        job_id=run.record.id,
+        number=number,
+        purpose=purpose,
+        base_version_id=run.record.latest_version_id,
+        cohort=run.spec.rounds.cohort,
+        quorum=run.spec.rounds.quorum,
+        deadline_at=now + timedelta(seconds=run.spec.rounds.deadline_seconds),
+        offers=[
+            Offer(client, derived_seed(run.record.seed, "assignment", number, index))
+            for client, index in indices.items()
+        ],
+        not_selected=not_selected,
+        now=now,
+    )
+
+
+def live_round(world: World, record: RoundRecord) -> LiveRound:
+    """A round that has not ended, as memory holds it; leases begin now."""
+    lease_ends = world.clock.monotonic() + world.lease_seconds
+    return LiveRound(
+        record,
+        {one.id: LiveAssignment(one, one.state, lease_ends) for one in record.assignments},
+    )
+
+
+def send_assignment(world: World, run: JobRun, live: LiveAssignment) -> None:
+    """Push an assignment to its client, if it attends; otherwise it gets it when it returns."""
+    attendee = world.attendance.get(live.record.client_id)
+    if attendee is None or run.round is None:
+        return
+    live.instance_id = attendee.instance_id
+    attendee.push(
+        directives.assignment_message(
+            run, run.round.record, live, world.lease_seconds, world.clock.now()
+        )
+    )
+
+
+async def close_round(world: World, run: JobRun, reason: str) -> None:
+    """Fold the accepted updates, evaluate the result and commit it; or abandon it with evidence."""
+    assert run.round is not None
+    record = await world.database.write(
+        partial(
+            round_repository.close,
+            round_id=run.round.record.id,
+            reason=reason,
+            now=world.clock.now(),
+        )
+    )
+    await finish_round(world, run, record)
+
+
+async def finish_round(world: World, run: JobRun, record: RoundRecord) -> None:
+    """Carry a closing round to its end. Safe to repeat after a restart: all it reads is durable."""
+    assert run.round is not None
+    folded = Folded()
+    if record.purpose is RoundPurpose.TRAIN:
+        folded = await world.work(fold_round, world, run, record)
+        if folded.fault:
+            await abandon_round(world, run, folded.fault)
+            return
+        await _keep_weights(world, run, folded)
+    await _commit(world, run, record, folded)
+
+
+async def _keep_weights(world: World, run: JobRun, folded: Folded) -> None:
+    """The new weights become durable before anything refers to them, pinned against collection."""
+    await world.database.write(
+        partial(blob_repository.pin, digest=folded.digest, holder=PIN_HOLDER, now=world.clock.now())
+    )
+    assert folded.weights is not None
+    await world.work(world.blobs.write, weights_chunks(run.layout, folded.weights))
+
+
+async def _commit(world: World, run: JobRun, record: RoundRecord, folded: Folded) -> None:
+    assert run.round is not None
+    held_out = await world.work(held_out_metrics, world, run, folded)
+    fates = _fates(run.round, run.spec.rounds.cohort)
+    await world.database.write(
+        partial(
+            _write_commit,
+            record=record,
+            folded=folded,
+            metrics=[*round_metrics(record.assignments), *held_out],
+            fates=fates,
+            now=world.clock.now(),
+        )
+    )
+    run.abandoned_in_a_row = 0
+    _log.info("round committed: %s", record.reason, extra=_fields(run))
+    _tell(world, run, fates, set(folded.shares))
+    await refresh(world, run)
+
+
+def _write_commit(
+    session: Session,
+    *,
+    record: RoundRecord,
+    folded: Folded,
+    metrics: Sequence[MetricValue],
+    fates: Mapping[int, Fate],
+    now: datetime,
+) -> RoundRecord:
+    """One transaction: the version, its metrics, the ledger, and the end of the weights' pin."""
+    trained = record.purpose is RoundPurpose.TRAIN
+    committed = round_repository.commit(
+        session,
+        round_id=record.id,
+        version=NewVersion(folded.digest, folded.size_bytes) if trained else None,
+        metrics=metrics,
+        weights_in_fold=folded.shares,
+        fates=fates,
+        now=now,
+    )
+    if trained:
+        blob_repository.unpin(session, digest=folded.digest, holder=PIN_HOLDER)
+    return committed
+
+
+async def abandon_round(world: World, run: JobRun, reason: str) -> None:
+    """End a round without a new version; the reason stands in the ledger."""
+    assert run.round is not None
+    fates = _fates(run.round, run.spec.rounds.cohort)
+    await world.database.write(
+        partial(
+            round_repository.abandon,
+            round_id=run.round.record.id,
+            reason=reason,
+            fates=fates,
+            now=world.clock.now(),
+        )
+    )
+    run.abandoned_in_a_row += 1
+    _log.warning("round abandoned: %s", reason, extra=_fields(run))
+    _tell(world, run, fates, set())
+    await refresh(world, run)
+
+
+def _fates(round_: LiveRound, cohort: int) -> dict[int, Fate]:
+    """How the assignments end that are still pending when their round does."""
+    complete = round_.accepted >= cohort
+    state = AssignmentState.RELEASED if complete else AssignmentState.EXPIRED
+    reason = "the cohort was complete" if complete else "the round ended before its update came"
+    return {one.record.id: Fate(state, reason) for one in round_.pending}
+
+
+def _tell(world: World, run: JobRun, fates: Mapping[int, Fate], folded: set[int]) -> None:
+    assert run.round is not None
+    for live in run.round.assignments.values():
+        attendee = world.attendance.get(live.record.client_id)
+        if attendee is None:
+            continue
+        fate = fates.get(live.record.id)
+        if fate is not None:
+            attendee.push(directives.cancel_message(live.record.id, fate.reason))
+        elif live.state is AssignmentState.ACCEPTED:
+            attendee.push(
+                directives.fate_message(
+                    live.record.id, live.state, "", folded=live.record.id in folded
+                )
+            )
+
+
+async def refresh(world: World, run: JobRun) -> None:
+    """Read the job again after a round ended, and wake those who follow it."""
+    run.round = None
+    run.record = await world.database.read(
+        partial(job_repository.by_reference, reference=run.record.reference)
+    )
+    await run.announce()
+
+
+async def _note_ineligible(world: World, reasons: Mapping[str, str]) -> None:
+    noted = {client: reason or None for client, reason in reasons.items()}
+    known = world.attendance.noted_ineligible
+    changes = {client: reason for client, reason in noted.items() if known.get(client) != reason}
+    if changes:
+        await world.database.write(
+            partial(client_repository.set_ineligible, reasons=changes, now=world.clock.now())
+        )
+        known.update(changes)
+
+
+async def _wait_for(run: JobRun, reason: str) -> None:
+    if run.waiting_for != reason:
+        run.waiting_for = reason
+        _log.info("%s", reason, extra=_fields(run))
+        await run.announce()
+
+
+def _fields(run: JobRun) -> dict[str, object]:
+    fields: dict[str, object] = {"job": run.record.reference}
+    if run.round is not None:
+        fields["round"] = run.round.record.number
+    return fields

@@ -1,0 +1,1 @@
+"""The gRPC services: they decode, call the engine, and encode."""

@@ -1,0 +1,47 @@
+"""What a device may say of itself: sizes and forms, checked before anything else is done."""
+
+import re
+
+from headwater.errors import UsageError
+from headwater.v1 import fleet_pb2
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_IDENTITY = re.compile(r"[0-9a-f]{32}")
+_NAME_CHARACTERS = 100
+_ENTRIES = 64
+
+
+def checked_digest(digest: str) -> str:
+    """A digest that is safe to look up; raises UsageError otherwise."""
+    if not _DIGEST.fullmatch(digest):
+        raise UsageError(f"{digest[:80]!r} is not a digest: it has 64 hexadecimal digits")
+    return digest
+
+
+def checked_hello(hello: fleet_pb2.Hello) -> None:
+    """Refuse an introduction whose fields are malformed or too large.
+
+    Raises:
+        UsageError: which field, and what it may be.
+    """
+    for field in ("client_id", "instance_id"):
+        if not _IDENTITY.fullmatch(getattr(hello, field)):
+            raise UsageError(f"{field} must be 32 hexadecimal digits")
+    for field in ("name", "hostname", "program_version"):
+        _check_text(field, getattr(hello, field))
+    if not hello.name:
+        raise UsageError("name must not be empty")
+    for field, entries in (("tags", hello.tags), ("datasets", hello.datasets),
+                           ("encodings", hello.encodings)):  # fmt: skip
+        if len(entries) > _ENTRIES:
+            raise UsageError(f"{field} has {len(entries)} entries; at most {_ENTRIES} are allowed")
+    for key, value in hello.tags.items():
+        _check_text("a tag", key)
+        _check_text(f"tag {key}", value)
+    for dataset in hello.datasets:
+        _check_text("a data set's name", dataset.name)
+
+
+def _check_text(field: str, text: str) -> None:
+    if len(text) > _NAME_CHARACTERS or not text.isprintable():
+        raise UsageError(f"{field} must be printable and at most {_NAME_CHARACTERS} characters")

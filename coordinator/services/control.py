@@ -1,0 +1,218 @@
+"""The Control service: operators and authors command and ask."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from coordinator.engine.engine import Engine
+from coordinator.services import messages, queries
+from coordinator.services.checks import checked_digest
+from coordinator.services.submission import submit_job
+from headwater.errors import UpdateError, UsageError
+from headwater.v1 import control_pb2, control_pb2_grpc
+from storage import blobs as blob_repository
+from storage import durable_files, history
+from storage.records import JobState
+
+Context = grpc.aio.ServicerContext[Any, Any]
+CHUNK_BYTES = 2**20
+MAXIMUM_BLOB_BYTES = 64 * 2**30
+_STATES = {
+    "pause": (JobState.PAUSED, "paused by the operator"),
+    "resume": (JobState.RUNNING, "resumed by the operator"),
+    "cancel": (JobState.CANCELLED, "cancelled by the operator"),
+}
+_FINAL = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+
+
+class ControlService(control_pb2_grpc.ControlServicer):
+    """Decodes what operators ask, calls the engine or the history, encodes the answer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._world = engine.world
+
+    async def Missing(  # noqa: N802
+        self, request: control_pb2.MissingRequest, context: Context
+    ) -> control_pb2.MissingResponse:
+        """Which blobs are not here; those that are get pinned until a job refers to them."""
+        missing = [
+            digest
+            for digest in request.digests
+            if not self._world.blobs.exists(checked_digest(digest))
+        ]
+        await self._pin([digest for digest in request.digests if digest not in missing])
+        return control_pb2.MissingResponse(digests=missing)
+
+    async def Store(  # noqa: N802
+        self, request_iterator: AsyncIterator[control_pb2.StoreRequest], context: Context
+    ) -> control_pb2.StoreResponse:
+        """Receive one blob."""
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        digest = checked_digest(first.digest if first else "")
+        await self._pin([digest])
+        path = self._world.spool / f"store-{digest}-{id(context):x}.part"
+        try:
+            size_bytes = await self._receive(path, digest, first, requests)
+            await self._world.work(self._world.blobs.adopt, path, digest)
+        finally:
+            path.unlink(missing_ok=True)
+        await self._world.database.write(
+            partial(
+                blob_repository.register,
+                digest=digest,
+                size_bytes=size_bytes,
+                kind="plan",
+                now=self._world.clock.now(),
+            )
+        )
+        return control_pb2.StoreResponse(size_bytes=size_bytes)
+
+    async def SubmitJob(  # noqa: N802
+        self, request: control_pb2.SubmitJobRequest, context: Context
+    ) -> control_pb2.SubmitJobResponse:
+        """Start a job."""
+        record = await submit_job(self._world, request)
+        await self._engine.take_up(record)
+        return control_pb2.SubmitJobResponse(job=messages.job_message(record))
+
+    async def Change(  # noqa: N802
+        self, request: control_pb2.ChangeRequest, context: Context
+    ) -> control_pb2.ChangeResponse:
+        """Pause, resume or cancel a job."""
+        if request.action not in _STATES:
+            raise UsageError(f"{request.action!r} is none of {', '.join(_STATES)}")
+        record = await self._engine.change(request.job, *_STATES[request.action])
+        return control_pb2.ChangeResponse(job=messages.job_message(record))
+
+    async def ListJobs(  # noqa: N802
+        self, request: control_pb2.ListJobsRequest, context: Context
+    ) -> control_pb2.ListJobsResponse:
+        """The jobs."""
+        return await self._world.database.read(queries.list_jobs)
+
+    async def ShowJob(  # noqa: N802
+        self, request: control_pb2.ShowJobRequest, context: Context
+    ) -> control_pb2.ShowJobResponse:
+        """One job, and what it waits for."""
+        job = await self._world.database.read(partial(queries.show_job, reference=request.job))
+        run = self._engine.runs.get(request.job)
+        return control_pb2.ShowJobResponse(job=job, waiting_for=run.waiting_for if run else "")
+
+    async def ListRounds(  # noqa: N802
+        self, request: control_pb2.ListRoundsRequest, context: Context
+    ) -> control_pb2.ListRoundsResponse:
+        """A job's rounds."""
+        return await self._world.database.read(
+            partial(queries.list_rounds, reference=request.job, limit=request.limit)
+        )
+
+    async def ShowRound(  # noqa: N802
+        self, request: control_pb2.ShowRoundRequest, context: Context
+    ) -> control_pb2.ShowRoundResponse:
+        """A round with its ledger."""
+        return await self._world.database.read(
+            partial(queries.show_round, reference=request.job, number=request.number)
+        )
+
+    async def ListClients(  # noqa: N802
+        self, request: control_pb2.ListClientsRequest, context: Context
+    ) -> control_pb2.ListClientsResponse:
+        """The clients, and who attends now."""
+        return await self._world.database.read(
+            partial(queries.list_clients, attending=self._attending())
+        )
+
+    async def ShowClient(  # noqa: N802
+        self, request: control_pb2.ShowClientRequest, context: Context
+    ) -> control_pb2.ShowClientResponse:
+        """A client with its latest assignments."""
+        return await self._world.database.read(
+            partial(queries.show_client, name=request.client, attending=self._attending())
+        )
+
+    async def ListModels(  # noqa: N802
+        self, request: control_pb2.ListModelsRequest, context: Context
+    ) -> control_pb2.ListModelsResponse:
+        """A job's model versions."""
+        return await self._world.database.read(
+            partial(queries.list_models, reference=request.job, best=request.best)
+        )
+
+    async def Pull(  # noqa: N802
+        self, request: control_pb2.PullRequest, context: Context
+    ) -> AsyncIterator[control_pb2.PullResponse]:
+        """Stream a version's weights file."""
+        name = request.job if request.version < 0 else f"{request.job}@{request.version}"
+        record = await self._world.database.read(partial(history.model, name=name))
+        yield control_pb2.PullResponse(model=messages.model_message(record))
+        with self._world.blobs.open(record.weights_digest) as file:
+            while data := await self._world.work(file.read, CHUNK_BYTES):
+                yield control_pb2.PullResponse(data=data)
+
+    async def Follow(  # noqa: N802
+        self, request: control_pb2.FollowRequest, context: Context
+    ) -> AsyncIterator[control_pb2.FollowResponse]:
+        """Stream a job's rounds as they end, and what it waits for, until it ends or pauses."""
+        seen, said = request.after_round, ("", "")
+        while True:
+            run = self._engine.runs.get(request.job)
+            news = run.news if run else 0
+            rounds = await self._world.database.read(
+                partial(queries.list_rounds, reference=request.job)
+            )
+            for one in rounds.rounds:
+                if one.number > seen and one.HasField("ended_at"):
+                    seen = one.number
+                    yield control_pb2.FollowResponse(round=one)
+            job = await self.ShowJob(control_pb2.ShowJobRequest(job=request.job), context)
+            if said != (job.job.state, job.waiting_for):
+                said = (job.job.state, job.waiting_for)
+                yield control_pb2.FollowResponse(job=job)
+            if job.job.state in _FINAL or run is None:
+                return
+            await run.news_after(news)
+
+    def _attending(self) -> set[str]:
+        return {one.client_id for one in self._world.attendance}
+
+    async def _pin(self, digests: list[str]) -> None:
+        for digest in digests:
+            await self._world.database.write(
+                partial(
+                    blob_repository.pin,
+                    digest=digest,
+                    holder="submission",
+                    now=self._world.clock.now(),
+                )
+            )
+
+    async def _receive(
+        self,
+        path: Path,
+        digest: str,
+        first: control_pb2.StoreRequest | None,
+        requests: AsyncIterator[control_pb2.StoreRequest],
+    ) -> int:
+        """Write a stream to a synced file; returns its size in bytes."""
+        hasher, size_bytes, request = hashlib.sha256(), 0, first
+        file = await self._world.work(path.open, "wb")
+        try:
+            while request is not None:
+                size_bytes += len(request.data)
+                if size_bytes > MAXIMUM_BLOB_BYTES:
+                    raise UsageError(f"a blob has at most {MAXIMUM_BLOB_BYTES} bytes")
+                hasher.update(request.data)
+                await self._world.work(durable_files.append, file, path, request.data)
+                request = await anext(requests, None)
+            await self._world.work(durable_files.sync, file, path)
+        finally:
+            file.close()
+        if hasher.hexdigest() != digest:
+            raise UpdateError(f"the bytes have the digest {hasher.hexdigest()}, not {digest}")
+        return size_bytes

@@ -1,0 +1,225 @@
+"""The Fleet service: devices attend, fetch, offer and submit."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import grpc.aio
+
+from coordinator import VERSION
+from coordinator.engine.attendance import Attendee
+from coordinator.engine.candidates import profile_of
+from coordinator.engine.engine import Engine
+from coordinator.engine.live import LiveAssignment
+from coordinator.engine.rounds import send_assignment
+from coordinator.services.checks import checked_digest, checked_hello
+from coordinator.services.uploads import Uploads
+from headwater.errors import DisplacedError, HeadwaterError, NotFoundError, UsageError
+from headwater.v1 import fleet_pb2, fleet_pb2_grpc
+from storage import clients as client_repository
+from storage import rounds as round_repository
+from storage.records import AssignmentState
+
+_log = logging.getLogger("headwater.fleet")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+HEARTBEAT_SECONDS = 20
+CHUNK_BYTES = 2**20
+BARRED_SECONDS = 60.0
+
+
+class FleetService(fleet_pb2_grpc.FleetServicer):
+    """Decodes what devices say, calls the engine, encodes what they hear."""
+
+    def __init__(self, engine: Engine, uploads: Uploads, *, insecure: bool) -> None:
+        self._engine = engine
+        self._world = engine.world
+        self._uploads = uploads
+        self._insecure = insecure
+
+    async def Attend(  # noqa: N802
+        self, request_iterator: AsyncIterator[fleet_pb2.AttendRequest], context: Context
+    ) -> AsyncIterator[fleet_pb2.AttendResponse]:
+        """One stream of one device, from Hello to its end."""
+        requests = aiter(request_iterator)
+        attendee = await self._admit(await _first(requests))
+        yield _welcome(attendee)
+        self._send_owed(attendee)
+        self._engine.wake()
+        reader = asyncio.create_task(self._read(attendee, requests))
+        try:
+            while (message := await attendee.outbox.get()) is not None:
+                yield message
+        finally:
+            reader.cancel()
+            if self._world.attendance.leave(attendee):
+                _log.info("client %s left", attendee.name, extra={"client": attendee.name})
+
+    async def Fetch(  # noqa: N802
+        self, request: fleet_pb2.FetchRequest, context: Context
+    ) -> AsyncIterator[fleet_pb2.FetchResponse]:
+        """Stream a blob from an offset; its bytes count for the assignment that it is for."""
+        digest = checked_digest(request.digest)
+        if not self._world.blobs.exists(digest):
+            raise NotFoundError(f"there is no blob {digest}")
+        size_bytes = self._world.blobs.size(digest)
+        if not 0 <= request.offset_bytes <= size_bytes:
+            raise UsageError(f"offset {request.offset_bytes} lies outside of {size_bytes} bytes")
+        found = self._engine.find(request.assignment_id, request.client_id)
+        with self._world.blobs.open(digest) as file:
+            file.seek(request.offset_bytes)
+            yield fleet_pb2.FetchResponse(size_bytes=size_bytes)
+            while data := await self._world.work(file.read, CHUNK_BYTES):
+                yield fleet_pb2.FetchResponse(data=data)
+                if found is not None:
+                    found[1].bytes_down += len(data)
+                    self._renew(found[1])
+
+    async def Offer(  # noqa: N802
+        self, request: fleet_pb2.OfferRequest, context: Context
+    ) -> fleet_pb2.OfferResponse:
+        """Say what to do with a finished update; take an evaluation's metrics at once."""
+        found = self._engine.find(request.assignment_id, request.client_id)
+        if found is None:
+            return await self._uploads.after_the_round(request)
+        self._renew(found[1])
+        return await self._uploads.offered(*found, request)
+
+    async def Submit(  # noqa: N802
+        self, request_iterator: AsyncIterator[fleet_pb2.SubmitRequest], context: Context
+    ) -> fleet_pb2.SubmitResponse:
+        """Receive an update and answer once it is durable."""
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "header":
+            raise UsageError("an upload begins with its header")
+        receipt = await self._uploads.received(first.header, requests)
+        return fleet_pb2.SubmitResponse(receipt=receipt)
+
+    async def _admit(self, hello: fleet_pb2.Hello) -> Attendee:
+        checked_hello(hello)
+        attendance = self._world.attendance
+        rival = attendance.rival(hello.client_id, hello.instance_id)
+        if rival is not None:
+            await self._report_shared_identity(hello, rival)
+        record = await self._world.database.write(
+            partial(
+                client_repository.register,
+                client_id=hello.client_id,
+                name=hello.name,
+                tags=dict(hello.tags),
+                profile=profile_of(hello),
+                hostname=hello.hostname,
+                instance_id=hello.instance_id,
+                insecure=self._insecure,
+                now=self._world.clock.now(),
+            )
+        )
+        attendee = Attendee(hello.client_id, hello.instance_id, record.name, hello.hostname, hello)
+        attendance.enter(attendee)
+        _log.info("client %s attends", record.name, extra={"client": record.name})
+        return attendee
+
+    async def _report_shared_identity(self, hello: fleet_pb2.Hello, rival: Attendee) -> None:
+        message = (
+            f"two devices share the identity of client {rival.name}: hosts {rival.hostname} and "
+            f"{hello.hostname}; delete the state directory on one of them"
+        )
+        await self._world.database.write(
+            partial(
+                client_repository.record_shared_identity,
+                client_id=hello.client_id,
+                instance_id=hello.instance_id,
+                hostname=hello.hostname,
+                now=self._world.clock.now(),
+            )
+        )
+        raise DisplacedError(message)
+
+    async def _read(
+        self, attendee: Attendee, requests: AsyncIterator[fleet_pb2.AttendRequest]
+    ) -> None:
+        try:
+            async for request in requests:
+                await self._hear(attendee, request)
+        except HeadwaterError as error:
+            _log.warning("client %s: %s", attendee.name, error, extra={"client": attendee.name})
+        finally:
+            attendee.push(None)
+
+    async def _hear(self, attendee: Attendee, request: fleet_pb2.AttendRequest) -> None:
+        kind = request.WhichOneof("message")
+        if kind == "progress":
+            await self._hear_progress(attendee, request.progress)
+        elif kind == "decline":
+            await self._hear_end(attendee, request.decline, AssignmentState.DECLINED)
+        elif kind == "failure":
+            await self._hear_end(attendee, request.failure, AssignmentState.FAILED)
+        elif kind != "heartbeat":
+            raise UsageError(f"a {kind or 'empty'} message does not belong here")
+
+    async def _hear_progress(self, attendee: Attendee, progress: fleet_pb2.Progress) -> None:
+        found = self._engine.find(progress.assignment_id, attendee.client_id)
+        if found is None or not found[1].pending:
+            return
+        self._renew(found[1])
+        uploading = progress.phase == fleet_pb2.PHASE_UPLOADING
+        state = AssignmentState.UPLOADING if uploading else AssignmentState.TRAINING
+        if found[1].state is AssignmentState.OFFERED or uploading > (
+            found[1].state is AssignmentState.UPLOADING
+        ):
+            found[1].state = state
+            await self._world.database.write(
+                partial(
+                    round_repository.advance_assignment,
+                    assignment_id=progress.assignment_id,
+                    state=state,
+                    now=self._world.clock.now(),
+                )
+            )
+
+    async def _hear_end(
+        self,
+        attendee: Attendee,
+        end: fleet_pb2.Decline | fleet_pb2.Failure,
+        state: AssignmentState,
+    ) -> None:
+        found = self._engine.find(end.assignment_id, attendee.client_id)
+        if found is None or not found[1].pending:
+            return
+        run, live = found
+        reason = end.reason[:2000]
+        until = self._world.clock.monotonic() + BARRED_SECONDS
+        run.barred[attendee.client_id] = (f"it {state} its last assignment: {reason}", until)
+        _log.warning(
+            "client %s %s: %s", attendee.name, state, reason,
+            extra={"client": attendee.name, "job": run.record.reference},
+        )  # fmt: skip
+        await self._engine.end_assignment(run, live, state, reason)
+
+    def _send_owed(self, attendee: Attendee) -> None:
+        """Push what the client should work on and, by its Hello, does not know of."""
+        for run, live in self._engine.assignments_of(attendee.client_id):
+            if live.record.id != attendee.hello.held_assignment_id:
+                send_assignment(self._world, run, live)
+
+    def _renew(self, live: LiveAssignment) -> None:
+        live.lease_ends = self._world.clock.monotonic() + self._world.lease_seconds
+
+
+async def _first(requests: AsyncIterator[fleet_pb2.AttendRequest]) -> fleet_pb2.Hello:
+    first = await anext(requests, None)
+    if first is None or first.WhichOneof("message") != "hello":
+        raise UsageError("a stream begins with Hello")
+    return first.hello
+
+
+def _welcome(attendee: Attendee) -> fleet_pb2.AttendResponse:
+    welcome = fleet_pb2.Welcome(
+        client_name=attendee.name,
+        heartbeat_seconds=HEARTBEAT_SECONDS,
+        program_version=VERSION,
+    )
+    return fleet_pb2.AttendResponse(welcome=welcome)

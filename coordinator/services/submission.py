@@ -1,0 +1,153 @@
+"""A job on its way in: the job file checked again, the plan verified, the first weights made."""
+
+from functools import partial
+
+from sqlalchemy.orm import Session
+
+from coordinator.engine.world import World
+from coordinator.jobs.job_file import parse_job
+from coordinator.jobs.job_spec import JobSpec, metric_name
+from coordinator.services.checks import checked_digest
+from headwater.errors import ConflictError, JobFileError, PlanError
+from headwater.layout import Layout, Weights
+from headwater.manifest import Manifest
+from headwater.plan import MANIFEST, WEIGHTS, Plan
+from headwater.safetensors import read_weights, weights_chunks
+from headwater.v1 import control_pb2
+from storage import blobs as blob_repository
+from storage import history
+from storage import jobs as job_repository
+from storage import plans as plan_repository
+from storage.records import JobRecord, ModelRecord
+
+PIN_HOLDER = "submission"
+"""Who pins a plan's blobs between their arrival and the job that refers to them."""
+
+
+async def submit_job(world: World, request: control_pb2.SubmitJobRequest) -> JobRecord:
+    """Check a submission and write the job.
+
+    Raises:
+        JobFileError: the job file is wrong, or does not belong to the plan.
+        PlanError: the plan is damaged, or the weights to start from do not fit it.
+        ConflictError: a blob of the plan was not sent.
+        NotFoundError: the version to start from does not exist.
+    """
+    spec = parse_job(request.job_file, request.job_file_name or "job.toml")
+    plan = await world.work(_plan, world, checked_digest(request.plan_digest))
+    fault = mismatch(spec, plan.manifest)
+    if fault:
+        raise JobFileError(f"{fault}: compile the job file again")
+    parent = await _parent(world, spec)
+    weights = await world.work(_first_weights, world, plan, parent, request.start_weights_digest)
+    digest = await world.work(world.blobs.write, weights_chunks(plan.manifest.layout, weights))
+    return await world.database.write(
+        partial(
+            _write,
+            world=world,
+            spec=spec,
+            plan=plan,
+            job_file=request.job_file,
+            weights_digest=digest,
+            parent=parent,
+        )
+    )
+
+
+def mismatch(spec: JobSpec, manifest: Manifest) -> str:
+    """How a job file contradicts the plan that it is submitted with; empty where it does not."""
+    metrics = tuple(metric_name(metric) for metric in spec.model.metrics)
+    if set(metrics) != set(manifest.metrics):
+        return f"the plan measures {', '.join(manifest.metrics) or 'no metrics'}"
+    shapes = [(one.shape, one.dtype) for one in spec.model.input_signatures]
+    if shapes != [(one.shape, one.dtype) for one in manifest.inputs]:
+        return "the plan was compiled for other inputs"
+    if spec.train.optimizer.name != manifest.optimizer.name:
+        return f"the plan's optimizer is {manifest.optimizer.name}"
+    return ""
+
+
+def _plan(world: World, digest: str) -> Plan:
+    if not world.blobs.exists(digest):
+        raise ConflictError(f"plan {digest} was not sent: send its blobs first")
+    plan = Plan.from_blobs(world.blobs.read(digest), world.blobs.read)
+    missing = [
+        name
+        for name, member in plan.manifest.members.items()
+        if not world.blobs.exists(member.digest)
+    ]
+    if missing:
+        raise ConflictError(f"plan {digest} lacks {', '.join(missing)}: send them first")
+    return plan
+
+
+async def _parent(world: World, spec: JobSpec) -> ModelRecord | None:
+    start = spec.model.start
+    if start is None or start.endswith(".safetensors"):
+        return None
+    name = start.removesuffix("@latest")
+    return await world.database.read(partial(history.model, name=name))
+
+
+def _first_weights(
+    world: World, plan: Plan, parent: ModelRecord | None, start_digest: str
+) -> Weights:
+    layout: Layout = plan.manifest.layout
+    if parent is not None:
+        return _fitting(world, parent.weights_digest, layout, f"version {parent.model}")
+    if start_digest:
+        return _fitting(world, checked_digest(start_digest), layout, "the start file")
+    return _fitting(world, plan.manifest.members[WEIGHTS].digest, layout, "the plan's weights")
+
+
+def _fitting(world: World, digest: str, layout: Layout, what: str) -> Weights:
+    if not world.blobs.exists(digest):
+        raise ConflictError(f"{what} ({digest}) was not sent: send it first")
+    try:
+        return read_weights(world.blobs.path(digest), layout)
+    except PlanError as error:
+        raise PlanError(f"{what} cannot be started from: {error}") from error
+
+
+def _write(
+    session: Session,
+    *,
+    world: World,
+    spec: JobSpec,
+    plan: Plan,
+    job_file: str,
+    weights_digest: str,
+    parent: ModelRecord | None,
+) -> JobRecord:
+    """One transaction: the plan's blobs, the plan, the job with its version 0."""
+    now = world.clock.now()
+    members = {MANIFEST: plan.digest}
+    members |= {name: member.digest for name, member in plan.manifest.members.items()}
+    for digest in members.values():
+        blob_repository.register(
+            session, digest=digest, size_bytes=world.blobs.size(digest), kind="plan", now=now
+        )
+    plan_repository.add(
+        session,
+        digest=plan.digest,
+        name=plan.manifest.name,
+        manifest=plan.manifest_bytes.decode(),
+        members=members,
+        now=now,
+    )
+    record = job_repository.submit(
+        session,
+        name=spec.name,
+        job_file=job_file,
+        spec=spec.to_dict(),
+        plan_digest=plan.digest,
+        dataset=spec.dataset,
+        seed=spec.seed,
+        weights_digest=weights_digest,
+        weights_size_bytes=world.blobs.size(weights_digest),
+        parent_version_id=parent.id if parent else None,
+        now=now,
+    )
+    for digest in members.values():
+        blob_repository.unpin(session, digest=digest, holder=PIN_HOLDER)
+    return record

@@ -1,0 +1,284 @@
+"""Updates on their way into the ledger: offered, received, durable, accepted."""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from math import isfinite
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from coordinator.engine.engine import Engine
+from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
+from coordinator.services.checks import checked_digest
+from coordinator.services.upload import Upload
+from headwater.errors import ConflictError, NotFoundError, UpdateError
+from headwater.updates import encoding_named, maximum_update_bytes
+from headwater.v1 import fleet_pb2
+from storage import rounds as round_repository
+from storage.records import (
+    AssignmentRecord,
+    AssignmentState,
+    ReceiptRecord,
+    RoundPurpose,
+    UpdateFacts,
+)
+
+_log = logging.getLogger("headwater.uploads")
+
+CONCURRENT_UPLOADS = 16
+"""Uploads received at once; the others are told to come again, and hold no bytes meanwhile."""
+
+EXAMPLES_LIMIT = 2**40
+METRICS_LIMIT = 64
+_WAIT_SECONDS = 0.2
+
+
+class Uploads:
+    """The updates that are arriving. Used on the event loop; disk work goes to worker threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._world = engine.world
+        self._offers: dict[int, fleet_pb2.OfferRequest] = {}
+        self._receiving: dict[int, object] = {}
+
+    async def offered(
+        self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
+    ) -> fleet_pb2.OfferResponse:
+        """Answer an offer for an assignment of an open round.
+
+        Raises:
+            UpdateError: the announced size, encoding or example count cannot be right; the
+                assignment is rejected.
+        """
+        if live.state is AssignmentState.ACCEPTED:
+            return await self.after_the_round(request)
+        if not live.pending:
+            return _not_needed(f"the assignment is {live.state}")
+        fault = offer_fault(run, request)
+        if fault:
+            await self._reject(run, live, fault)
+            return _not_needed(fault)
+        if run.round and run.round.record.purpose is RoundPurpose.EVALUATE:
+            return _have_it(await self._accept(run, live, request, 0.0, 0))
+        if len(self._receiving) >= CONCURRENT_UPLOADS:
+            return fleet_pb2.OfferResponse(
+                verdict=fleet_pb2.OFFER_VERDICT_COME_AT,
+                wait_seconds=_WAIT_SECONDS,
+                reason=f"{CONCURRENT_UPLOADS} uploads are under way",
+            )
+        return await self._invite(run, live, request)
+
+    async def after_the_round(self, request: fleet_pb2.OfferRequest) -> fleet_pb2.OfferResponse:
+        """Answer an offer for an assignment that has ended: the receipt, or why it is not needed.
+
+        Raises:
+            NotFoundError: there is no such assignment of this client.
+        """
+        record = await self._world.database.read(
+            partial(round_repository.assignment, assignment_id=request.assignment_id)
+        )
+        if record.client_id != request.client_id:
+            raise NotFoundError(f"assignment {record.id} is not this client's")
+        if record.state is AssignmentState.ACCEPTED and record.update_digest == request.digest:
+            return fleet_pb2.OfferResponse(
+                verdict=fleet_pb2.OFFER_VERDICT_HAVE_IT, receipt=receipt_of(record)
+            )
+        if record.state is AssignmentState.EXPIRED:
+            record = await self._note_late(record)
+        return _not_needed(f"the assignment is {record.state}: {record.reason}")
+
+    async def received(
+        self, header: fleet_pb2.SubmitHeader, requests: AsyncIterator[fleet_pb2.SubmitRequest]
+    ) -> fleet_pb2.Receipt:
+        """Receive an upload to its end.
+
+        Raises:
+            ConflictError: it was not offered, its round ended, or a newer stream sends it.
+            UpdateError: it is damaged or not what was announced; the assignment is rejected.
+        """
+        found = self._engine.find(header.assignment_id, header.client_id)
+        offer = self._offers.get(header.assignment_id)
+        if found is None or offer is None or offer.digest != header.digest:
+            raise ConflictError(f"offer the update of assignment {header.assignment_id} first")
+        stream = self._receiving[header.assignment_id] = object()
+        try:
+            return await self._receive(*found, offer, header, requests, stream)
+        finally:
+            if self._receiving.get(header.assignment_id) is stream:
+                del self._receiving[header.assignment_id]
+
+    async def _receive(
+        self,
+        run: JobRun,
+        live: LiveAssignment,
+        offer: fleet_pb2.OfferRequest,
+        header: fleet_pb2.SubmitHeader,
+        requests: AsyncIterator[fleet_pb2.SubmitRequest],
+        stream: object,
+    ) -> fleet_pb2.Receipt:
+        began = self._world.clock.monotonic()
+        upload = await self._world.work(self._open, run, header.assignment_id, offer)
+        try:
+            if upload.offset_bytes != header.from_byte:
+                raise ConflictError(f"send the update from byte {upload.offset_bytes}")
+            async for request in requests:
+                if self._receiving.get(header.assignment_id) is not stream or not live.pending:
+                    raise ConflictError("the upload is not wanted any more; offer it again")
+                live.lease_ends = self._world.clock.monotonic() + self._world.lease_seconds
+                await self._world.work(upload.append, request.frame.checksum, request.frame.payload)
+            if not upload.complete:
+                raise ConflictError(f"the upload broke off at byte {upload.offset_bytes}")
+            await self._world.work(upload.finish)
+            await self._world.work(self._world.blobs.adopt, upload.path, offer.digest)
+        except UpdateError as error:
+            upload.discard()
+            await self._reject(run, live, str(error))
+            raise
+        except BaseException:
+            upload.pause()
+            raise
+        seconds = self._world.clock.monotonic() - began
+        record = await self._accept(run, live, offer, upload.norm, upload.offset_bytes, seconds)
+        return _receipt(record)
+
+    async def _invite(
+        self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
+    ) -> fleet_pb2.OfferResponse:
+        self._offers[live.record.id] = request
+        await self._world.database.write(
+            partial(
+                round_repository.advance_assignment,
+                assignment_id=live.record.id,
+                state=AssignmentState.UPLOADING,
+                update_digest=request.digest,
+                now=self._world.clock.now(),
+            )
+        )
+        live.state = AssignmentState.UPLOADING
+        from_byte = 0
+        if self._path(live.record.id, request.digest).exists():
+            upload = await self._world.work(self._open, run, live.record.id, request)
+            from_byte = upload.offset_bytes
+            upload.pause()
+        return fleet_pb2.OfferResponse(verdict=fleet_pb2.OFFER_VERDICT_SEND, from_byte=from_byte)
+
+    async def _accept(
+        self,
+        run: JobRun,
+        live: LiveAssignment,
+        offer: fleet_pb2.OfferRequest,
+        norm: float,
+        bytes_up: int,
+        upload_seconds: float = 0.0,
+    ) -> ReceiptRecord:
+        facts = UpdateFacts(
+            digest=offer.digest,
+            size_bytes=offer.size_bytes,
+            encoding=offer.encoding,
+            examples=offer.summary.examples,
+            metrics_before=dict(offer.summary.metrics_before),
+            metrics_after=dict(offer.summary.metrics_after),
+            update_norm=norm,
+            fetch_seconds=offer.summary.fetch_seconds,
+            train_seconds=offer.summary.train_seconds,
+            upload_seconds=upload_seconds,
+            bytes_down=live.bytes_down,
+            bytes_up=bytes_up,
+        )
+        receipt = await self._world.database.write(
+            partial(
+                round_repository.accept_update,
+                assignment_id=live.record.id,
+                update=facts,
+                now=self._world.clock.now(),
+            )
+        )
+        live.state = AssignmentState.ACCEPTED
+        self._offers.pop(live.record.id, None)
+        run.changed.set()
+        self._engine.wake()
+        return receipt
+
+    async def _reject(self, run: JobRun, live: LiveAssignment, reason: str) -> None:
+        self._offers.pop(live.record.id, None)
+        _log.warning(
+            "an update of client %s is rejected: %s", live.record.client_name, reason,
+            extra={"job": run.record.reference, "client": live.record.client_name},
+        )  # fmt: skip
+        await self._engine.end_assignment(run, live, AssignmentState.REJECTED, reason)
+
+    async def _note_late(self, record: AssignmentRecord) -> AssignmentRecord:
+        def write(session: Session) -> AssignmentRecord:
+            return round_repository.advance_assignment(
+                session,
+                assignment_id=record.id,
+                state=AssignmentState.LATE,
+                reason="its update came after the round had ended",
+                now=self._world.clock.now(),
+            )
+
+        return await self._world.database.write(write)
+
+    def _open(self, run: JobRun, assignment_id: int, offer: fleet_pb2.OfferRequest) -> Upload:
+        path = self._path(assignment_id, offer.digest)
+        return Upload(path, run.layout, encoding_named(offer.encoding), offer.digest)
+
+    def _path(self, assignment_id: int, digest: str) -> Path:
+        return self._world.spool / f"{assignment_id}-{digest}.part"
+
+
+def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
+    """Why an announced update cannot be right; empty where it can."""
+    fault = metrics_fault({**request.summary.metrics_before, **request.summary.metrics_after})
+    if fault:
+        return fault
+    if not 0 < request.summary.examples <= EXAMPLES_LIMIT:
+        return f"it claims {request.summary.examples} examples"
+    if run.round and run.round.record.purpose is RoundPurpose.EVALUATE:
+        return ""
+    if request.encoding != ENCODING:
+        return f"it is encoded as {request.encoding!r}; {ENCODING} was asked for"
+    checked_digest(request.digest)
+    largest = maximum_update_bytes(run.layout, encoding_named(request.encoding))
+    if not 0 < request.size_bytes <= largest:
+        return f"it has {request.size_bytes} bytes; an update of this plan has at most {largest}"
+    return ""
+
+
+def metrics_fault(metrics: Mapping[str, float]) -> str:
+    """Why measured metrics cannot be recorded; empty where they can."""
+    if len(metrics) > METRICS_LIMIT:
+        return f"it has {len(metrics)} metrics; at most {METRICS_LIMIT} are kept"
+    for name, value in metrics.items():
+        if not isfinite(value):
+            return f"its metric {name[:100]!r} is {value}"
+        if len(name) > 100 or not name.isprintable():
+            return "it has a metric whose name is too long or not printable"
+    return ""
+
+
+def receipt_of(record: AssignmentRecord) -> fleet_pb2.Receipt:
+    """The receipt of an accepted assignment, again."""
+    return fleet_pb2.Receipt(
+        assignment_id=record.id, digest=record.update_digest or "", state=record.state
+    )
+
+
+def _receipt(record: ReceiptRecord) -> fleet_pb2.Receipt:
+    return fleet_pb2.Receipt(
+        assignment_id=record.assignment_id,
+        digest=record.digest,
+        state=AssignmentState.ACCEPTED,
+    )
+
+
+def _have_it(record: ReceiptRecord) -> fleet_pb2.OfferResponse:
+    return fleet_pb2.OfferResponse(
+        verdict=fleet_pb2.OFFER_VERDICT_HAVE_IT, receipt=_receipt(record)
+    )
+
+
+def _not_needed(reason: str) -> fleet_pb2.OfferResponse:
+    return fleet_pb2.OfferResponse(verdict=fleet_pb2.OFFER_VERDICT_NOT_NEEDED, reason=reason)
