@@ -30,7 +30,7 @@ def write_csv(tmp_path):
     with (tmp_path / "data.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["x", "y", "site"])
-        writer.writerows(zip(NUMBERS, LABELS, SITES))
+        writer.writerows(zip(NUMBERS, LABELS, SITES, strict=True))
     return tmp_path / "data.csv"
 
 
@@ -222,7 +222,7 @@ def test_labels_that_cannot_be_used(tmp_path, columns, target, message):
 def test_sources_that_cannot_be_split(tmp_path):
     (tmp_path / "pictures" / "cat").mkdir(parents=True)
     for source in (str(tmp_path / "pictures"), "s3:bucket"):
-        with pytest.raises(UsageError, match="only .parquet, .npz, .csv and digits: can be split"):
+        with pytest.raises(UsageError, match=r"only .parquet, .npz, .csv and digits: can be split"):
             split(SplitRequest(source, tmp_path / "out", parts=2))
     with pytest.raises(UsageError, match="unknown option 'where'"):
         split(SplitRequest(f"{write_npz(tmp_path)}?where=y==1", tmp_path / "out", parts=2))

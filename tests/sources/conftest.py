@@ -61,9 +61,11 @@ def gather() -> Callable[..., Batch]:
         batches = list(source.batches(batch_size, seed))
         assert all(batch.size == batch_size for batch in batches[:-1])
         assert 0 < batches[-1].size <= batch_size
+        inputs = [batch.inputs for batch in batches]
+        targets = [batch.targets for batch in batches]
         return Batch(
-            tuple(np.concatenate(parts) for parts in zip(*(b.inputs for b in batches))),
-            tuple(np.concatenate(parts) for parts in zip(*(b.targets for b in batches))),
+            tuple(np.concatenate(parts) for parts in zip(*inputs, strict=True)),
+            tuple(np.concatenate(parts) for parts in zip(*targets, strict=True)),
         )
 
     return run

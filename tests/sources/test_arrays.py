@@ -81,7 +81,7 @@ def test_a_truncated_npz(tmp_path, vector_input, label, kept):
     path = tmp_path / "data.npz"
     np.savez(path, x=np.ones((100, 2)), y=np.zeros(100))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
-    with pytest.raises(DataError, match="cannot be read as .npz"):
+    with pytest.raises(DataError, match=r"cannot be read as \.npz"):
         open_source(str(path), vector_input, label)
 
 
@@ -91,14 +91,14 @@ def test_a_damaged_npz(tmp_path, vector_input, label):
     data = bytearray(path.read_bytes())
     data[200:240] = bytes(40)
     path.write_bytes(data)
-    with pytest.raises(DataError, match="cannot be read as .npz"):
+    with pytest.raises(DataError, match=r"cannot be read as \.npz"):
         open_source(str(path), vector_input, label)
 
 
 def test_an_array_named_npz(tmp_path, vector_input, label):
     with (tmp_path / "data.npz").open("wb") as file:
         np.save(file, np.ones(3))
-    with pytest.raises(DataError, match="cannot be read as .npz"):
+    with pytest.raises(DataError, match=r"cannot be read as \.npz"):
         open_source(str(tmp_path / "data.npz"), vector_input, label)
 
 

@@ -38,9 +38,9 @@ def test_one_s_own_kind(own_kind):
 
 
 def test_one_s_own_kind_that_fails(own_kind):
-    with pytest.raises(DataError, match="data source .*Ones failed: KeyError: 'shelf'"):
+    with pytest.raises(DataError, match=r"data source .*Ones failed: KeyError: 'shelf'"):
         open_source("ones:broken?count=3", [], [])
-    with pytest.raises(DataError, match="^ones: refused$"):
+    with pytest.raises(DataError, match=r"^ones: refused$"):
         open_source("ones:refused", [], [])
 
 

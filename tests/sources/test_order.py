@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from headwater.sources.order import check_batch_size, example_order, regroup, se
 
 def chunks(lengths):
     ends = np.cumsum([0, *lengths])
-    return [(np.arange(a, b),) for a, b in zip(ends, ends[1:]) if b > a]
+    return [(np.arange(a, b),) for a, b in pairwise(ends) if b > a]
 
 
 def joined(pieces):

@@ -237,7 +237,7 @@ def test_missing_values_are_not_taken(write_parquet, gather):
      "y == -'a'", "y < 99999999999999999999", "f(y) == 1", "y == x'", "lambda: 0"],
 )  # fmt: skip
 def test_conditions_that_are_refused(numbered, label, where):
-    with pytest.raises(UsageError, match="where=.*allowed: column names"):
+    with pytest.raises(UsageError, match=r"where=.*allowed: column names"):
         open_source(f"{numbered}?where={where}", SCALAR, label)
 
 
