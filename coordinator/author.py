@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headwater.errors import CompileError, require
-from headwater.safetensors import read_tensors
-
 from coordinator.jobs.factory import JobCode
 from coordinator.jobs.job_file import read_job
 from coordinator.jobs.job_spec import JobSpec, Optimizer, metric_name
+from headwater.errors import CompileError, require
+from headwater.safetensors import read_tensors
 
 if TYPE_CHECKING:
     from coordinator.compiler.compile import CompiledPlan

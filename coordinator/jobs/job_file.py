@@ -4,11 +4,10 @@ import re
 import tomllib
 from pathlib import Path
 
-from headwater.errors import JobFileError
-
 from coordinator.jobs.builder import build
 from coordinator.jobs.job_spec import JobSpec
 from coordinator.jobs.key_lines import key_lines, line_of
+from headwater.errors import JobFileError
 
 
 def parse_job(text: str, file_name: str) -> JobSpec:

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from headwater.batch import TensorSignature
-from headwater.errors import JobFileError
-
 from coordinator.jobs.builder import Fault, build
 from coordinator.jobs.key import Pattern, key
 from coordinator.jobs.where import parse_where
+from headwater.batch import TensorSignature
+from headwater.errors import JobFileError
 
 Setting = float | bool | tuple[float, ...]
 

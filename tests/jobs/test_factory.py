@@ -2,10 +2,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from headwater.errors import CompileError
 from torch import nn
 
 from coordinator.jobs.factory import JobCode
+from headwater.errors import CompileError
 
 MODEL = """\
 from torch import nn

@@ -2,8 +2,6 @@ import json
 from pathlib import Path
 
 import pytest
-from headwater.batch import TensorSignature
-from headwater.errors import JobFileError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +17,8 @@ from coordinator.jobs.job_spec import (
     Tensor,
     Train,
 )
+from headwater.batch import TensorSignature
+from headwater.errors import JobFileError
 
 JOB = """\
 name = "cifar10-lenet"

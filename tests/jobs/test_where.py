@@ -1,11 +1,11 @@
 from typing import Any
 
 import pytest
-from headwater.errors import JobFileError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.jobs.where import Attribute, parse_where
+from headwater.errors import JobFileError
 
 CLIENT: dict[str, Attribute] = {
     "site": "north",
