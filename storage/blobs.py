@@ -7,10 +7,10 @@ can come before the pin or after it, and never between the look and the referenc
 
 from datetime import datetime
 
-from headwater.errors import ConflictError
 from sqlalchemy import ColumnElement, SQLColumnExpression, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
+from headwater.errors import ConflictError
 from storage.schema import Assignment, Blob, BlobPin, ModelVersion, PlanMember
 
 

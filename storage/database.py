@@ -5,10 +5,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from headwater.errors import UsageError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
+
+from headwater.errors import UsageError
 
 T = TypeVar("T")
 

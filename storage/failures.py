@@ -2,9 +2,16 @@
 
 import errno
 
-from headwater.errors import DiskFullError, StorageError
-from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    DisconnectionError,
+    OperationalError,
+    PendingRollbackError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from headwater.errors import DiskFullError, StorageError
 
 _FULL = ("disk is full", "no space left on device", "could not extend file")
 _LOCKED = ("database is locked", "database table is locked")
@@ -13,8 +20,20 @@ _LOCKED = ("database is locked", "database table is locked")
 def is_world_failure(error: BaseException) -> bool:
     """Whether the database or its disk failed, rather than the statement that was asked of it."""
     if isinstance(error, DBAPIError):
-        return isinstance(error, OperationalError) or error.connection_invalidated
+        # SQLite's driver has no class of its own for a file that is damaged.
+        is_failure = isinstance(error, OperationalError) or type(error) is DatabaseError
+        return is_failure or error.connection_invalidated
     return isinstance(error, DisconnectionError | PendingRollbackError | PoolTimeoutError | OSError)
+
+
+def first_failure(error: BaseException) -> BaseException:
+    """The failure that came first: a full SQLite drops its savepoints, and undoing them fails."""
+    earlier = error.__context__
+    while earlier is not None:
+        if isinstance(earlier, DBAPIError) and is_world_failure(earlier):
+            error = earlier
+        earlier = earlier.__context__
+    return error
 
 
 def translate(error: BaseException, database: str) -> BaseException:

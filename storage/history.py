@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from headwater.errors import UsageError
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
+from headwater.errors import UsageError
 from storage import jobs as job_repository
 from storage.names import unknown
 from storage.records import (

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from headwater.errors import ConflictError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from headwater.errors import ConflictError
 from storage import blobs, events
 from storage.names import free_name, slug, unknown
 from storage.records import JobRecord, JobState

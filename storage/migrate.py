@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwater.errors import SchemaVersionError
 from sqlalchemy import Connection, Engine, inspect, text
 
+from headwater.errors import SchemaVersionError
 from storage.database import database_kind
 from storage.failures import translate
 from storage.schema import REVISION, Base

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from headwater.errors import ConflictError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from headwater.errors import ConflictError
 from storage.names import unknown
 from storage.records import PlanRecord
 from storage.schema import Blob, Plan, PlanMember

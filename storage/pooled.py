@@ -5,10 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from headwater.errors import UnavailableError
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
+from headwater.errors import UnavailableError
 from storage import migrate
 from storage.database import Database
 from storage.failures import translate

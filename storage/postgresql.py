@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from headwater.errors import HeldError, StorageError, require
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from headwater.errors import HeldError, StorageError, require
 from storage.failures import translate
 from storage.hold import refusal
 from storage.pooled import READER_THREADS, PooledDatabase

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Unpack
 
-from headwater.errors import ConflictError, NotFoundError
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from headwater.errors import ConflictError, NotFoundError
 from storage import blobs, events
 from storage.records import (
     AssignmentFacts,

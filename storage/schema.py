@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, MetaData, String, Text, UniqueConstraint, false
+from sqlalchemy import ForeignKey, Index, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from storage.columns import AnyFloat, Identity, Json, Measurements, UtcDateTime
@@ -235,7 +235,7 @@ class Assignment(Base):
     update_digest: Mapped[str | None] = mapped_column(String(64), index=True)
     update_size_bytes: Mapped[int | None]
     update_encoding: Mapped[str | None]
-    update_collected: Mapped[bool] = mapped_column(default=False, server_default=false())
+    update_collected: Mapped[bool] = mapped_column(default=False)
     seed: Mapped[int]
     weight: Mapped[float | None]
     evidence: Mapped[str | None]

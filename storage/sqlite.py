@@ -3,11 +3,11 @@
 import sqlite3
 from pathlib import Path
 
-from headwater.errors import SchemaVersionError, StorageError, UsageError
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import QueuePool
 
+from headwater.errors import SchemaVersionError, StorageError, UsageError
 from storage.hold import FileHold
 from storage.pooled import READER_THREADS, PooledDatabase
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from headwater.errors import ConflictError
-
 from storage.records import AssignmentState as A
 from storage.records import JobState as J
 from storage.records import RoundState as R

@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from headwater.errors import UnavailableError
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from storage.failures import is_world_failure, translate
+from headwater.errors import UnavailableError
+from storage.failures import first_failure, is_world_failure, translate
 
 T = TypeVar("T")
 
@@ -139,14 +139,14 @@ class Writer:
 
 def _run_alone(connection: Connection, work: Callable[[Session], Any]) -> _Outcome:
     """Run one function in a savepoint of its own."""
+    session = Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
     try:
-        with Session(
-            connection, join_transaction_mode="create_savepoint", expire_on_commit=False
-        ) as session:
-            value = work(session)
-            session.commit()
+        value = work(session)
+        session.commit()
     except BaseException as error:
         if is_world_failure(error) and not isinstance(error, OSError):
-            raise _TransactionLostError from error
+            raise _TransactionLostError from first_failure(error)
+        session.close()
         return _Outcome(error=error)
+    session.close()
     return _Outcome(value=value)

@@ -12,7 +12,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-
     op.create_table(
         "blob_pins",
         sa.Column("digest", sa.String(length=64), nullable=False),
@@ -247,7 +246,7 @@ def upgrade() -> None:
         sa.Column("update_digest", sa.String(length=64), nullable=True),
         sa.Column("update_size_bytes", columns.Identity, nullable=True),
         sa.Column("update_encoding", sa.Text(), nullable=True),
-        sa.Column("update_collected", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("update_collected", sa.Boolean(), nullable=False),
         sa.Column("seed", columns.Identity, nullable=False),
         sa.Column("weight", sa.Double(), nullable=True),
         sa.Column("evidence", sa.Text(), nullable=True),
@@ -316,7 +315,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-
     op.drop_index(op.f("ix_metrics_version_id"), table_name="metrics")
     op.drop_index(op.f("ix_metrics_round_id"), table_name="metrics")
     op.drop_index("ix_metrics_job_id_name_scope", table_name="metrics")
