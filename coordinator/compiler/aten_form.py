@@ -12,6 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+
 from headwater.aten import (
     MAXIMUM_CONSTANT_BYTES,
     Argument,
@@ -24,11 +30,6 @@ from headwater.aten import (
 from headwater.aten_operators import ITEM_OPERATOR, OPERATORS, WORDS
 from headwater.batch import Array
 from headwater.errors import CompileError
-from torch import fx
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.traceback import preserve_node_meta
 
 aten = torch.ops.aten
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+
 from headwater.batch import Array, Batch, TensorSignature
 from headwater.errors import DataError
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import fx
+from torch._ops import OpOverload
+
 from headwater.aten import Argument, AtenGraph, AtenNode, Device, Reference, Symbol
 from headwater.aten_operators import ATEN_OPERATORS, ITEM_OPERATOR
 from headwater.errors import PlanError
-from torch import fx
-from torch._ops import OpOverload
 
 _LARGEST = 2**63
 

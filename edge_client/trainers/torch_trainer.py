@@ -9,14 +9,15 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+from edge_client.trainers.signatures import check_batch
+from edge_client.trainers.torch_aten import load_graph
 from headwater.aten import AtenGraph
 from headwater.batch import Array, Batch
 from headwater.errors import DataError, PlanError, UsageError
 from headwater.layout import Weights
 from headwater.plan import Plan
-
-from edge_client.trainers.signatures import check_batch
-from edge_client.trainers.torch_aten import load_graph
+from headwater.values import batch_values, frozen_values
 
 TRAIN = "train.aten.json"
 EVALUATE = "evaluate.aten.json"
@@ -42,7 +43,7 @@ class TorchTrainer:
         self._layout = plan.layout
         self._train = _Step(plan.read(TRAIN), self.device)
         self._evaluate = _Step(plan.read(EVALUATE), self.device)
-        self._frozen = self._moved({f"f.{k}": v for k, v in plan.frozen_tensors().items()})
+        self._frozen = self._moved(frozen_values(plan))
         self._state: dict[str, torch.Tensor] = {}
         self._slots: dict[str, torch.Tensor] = {}
         self.reset_optimizer()
@@ -122,9 +123,7 @@ class TorchTrainer:
 
     def _batch(self, batch: Batch) -> dict[str, torch.Tensor]:
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
-        named = {f"x{index}": array for index, array in enumerate(batch.inputs)}
-        named |= {f"y{index}": array for index, array in enumerate(batch.targets)}
-        return {name: _tensor(array).to(self.device) for name, array in named.items()}
+        return {k: _tensor(array).to(self.device) for k, array in batch_values(batch).items()}
 
     def _moved(self, arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
         """Copies on the device, which share no memory with the arrays."""

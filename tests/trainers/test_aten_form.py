@@ -5,9 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from headwater.aten import AtenGraph
-from headwater.aten_operators import OPERATORS
-from headwater.errors import CompileError
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -19,6 +16,9 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from coordinator.compiler.aten_form import functional, to_json
 from edge_client.trainers.torch_aten import load_graph
+from headwater.aten import AtenGraph
+from headwater.aten_operators import OPERATORS
+from headwater.errors import CompileError
 
 Function = Callable[..., list[Tensor]]
 

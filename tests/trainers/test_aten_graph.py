@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headwater.aten import (
     MAXIMUM_BYTES,
     MAXIMUM_CONSTANT_BYTES,
@@ -18,8 +21,6 @@ from headwater.aten import (
 )
 from headwater.aten_operators import OPERATORS
 from headwater.errors import PlanError
-from hypothesis import given
-from hypothesis import strategies as st
 
 A, B = Reference(0), Reference(1)
 

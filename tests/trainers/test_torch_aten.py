@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from edge_client.trainers.torch_aten import load_graph
 from headwater.aten import AtenGraph, AtenNode, Device, Reference, Symbol
 from headwater.aten_operators import ATEN_OPERATORS
 from headwater.errors import PlanError
-
-from edge_client.trainers.torch_aten import load_graph
 
 CPU = torch.device("cpu")
 A, B = Reference(0), Reference(1)

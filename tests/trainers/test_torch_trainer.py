@@ -1,0 +1,169 @@
+"""What only the torch trainer does: devices, errors in our words, silence, no sharing of memory."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edge_client.trainers.torch_trainer import EVALUATE, TRAIN, TorchTrainer
+from headwater.aten import AtenGraph, AtenNode, Reference
+from headwater.batch import Batch
+from headwater.errors import DataError, PlanError, UsageError
+from headwater.plan import Plan
+from tests.zoo import ZOO, batch
+
+PlanOf = Callable[[str], Plan]
+
+
+def trainer_of(plan: Plan, **options: Any) -> TorchTrainer:
+    trainer = TorchTrainer(plan, **{"threads": 1, "device": "cpu", **options})
+    trainer.set_weights(plan.initial_weights())
+    return trainer
+
+
+class ChangedPlan(Plan):
+    """A plan whose torch step is another graph."""
+
+    def __init__(self, plan: Plan, graph: AtenGraph) -> None:
+        super().__init__(plan.manifest_bytes, plan.read)
+        self._graph = graph
+
+    def read(self, member: str) -> bytes:
+        return self._graph.to_bytes() if member == TRAIN else super().read(member)
+
+
+def changed(plan: Plan, *nodes: AtenNode, inputs: tuple[str, ...] = ("x0",)) -> Plan:
+    last = Reference(len(inputs) + len(nodes) - 1)
+    return ChangedPlan(plan, AtenGraph(inputs, (), nodes, (("loss", last),)))
+
+
+def test_auto_takes_a_gpu_where_there_is_one(plan_of: PlanOf) -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert trainer_of(plan_of("mlp"), device="auto").device.type == expected
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_named(plan_of: PlanOf, device: str) -> None:
+    with pytest.raises(UsageError, match=f"device '{device}' cannot be used .* choose auto, cpu"):
+        trainer_of(plan_of("mlp"), device=device)
+
+
+def test_threads_are_capped(plan_of: PlanOf) -> None:
+    before = torch.get_num_threads()
+    try:
+        trainer_of(plan_of("mlp"), threads=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_no_tensor_is_left_behind_on_the_cpu(plan_of: PlanOf, name: str) -> None:
+    """The meta device stands in for a GPU: it refuses operands of two devices like one."""
+    from edge_client.trainers.torch_aten import load_graph
+
+    plan = plan_of(name)
+    cpu = trainer_of(plan)
+    values = {**cpu._state, **cpu._slots, **cpu._batch(batch(ZOO[name], 3, 0))}
+    values |= {"h.learning_rate": torch.tensor(0.1), "seed": torch.tensor(1)}
+    for member in (TRAIN, EVALUATE):
+        graph = AtenGraph.from_bytes(plan.read(member))
+        step = load_graph(graph, torch.device("meta"))
+        results = step(*(values[name].to("meta") for name in graph.inputs))
+        assert {result.device.type for result in results} == {"meta"}
+
+
+def test_neither_batches_nor_weights_share_memory_with_the_trainer(plan_of: PlanOf) -> None:
+    plan = plan_of("resnet")
+    given = plan.initial_weights()
+    trainer = TorchTrainer(plan, threads=1, device="cpu")
+    trainer.set_weights(given)
+    trainer.train_step(batch(ZOO["resnet"], 4, 0), {}, 0)
+    after = trainer.weights()
+    np.testing.assert_array_equal(given.floats, plan.initial_weights().floats)
+    np.testing.assert_array_equal(given.integers, plan.initial_weights().integers)
+    after.floats[:] = 0
+    state = trainer.optimizer_state()
+    for slot in state.values():
+        slot[...] = 7
+    assert trainer.weights().floats.any()
+    assert not any((slot == 7).all() for slot in trainer.optimizer_state().values())
+
+
+def test_read_only_and_strided_batches_are_taken(plan_of: PlanOf) -> None:
+    plain = batch(ZOO["lenet"], 4, 0)
+    odd = Batch(
+        tuple(np.asfortranarray(array) for array in plain.inputs),
+        tuple(np.repeat(array, 2)[::2] for array in plain.targets),
+    )
+    for array in (*odd.inputs, *odd.targets):
+        array.flags.writeable = False
+    trainer = trainer_of(plan_of("lenet"))
+    assert trainer.evaluate_step(odd) == trainer.evaluate_step(plain)
+
+
+def test_a_step_before_the_weights_says_so(plan_of: PlanOf) -> None:
+    trainer = TorchTrainer(plan_of("mlp"), threads=1, device="cpu")
+    with pytest.raises(PlanError, match=r"asks for 'p\..*': .* or the weights were not set"):
+        trainer.train_step(batch(ZOO["mlp"], 2, 0), {}, 0)
+
+
+def test_an_input_that_the_manifest_lacks_is_named(plan_of: PlanOf) -> None:
+    plan = changed(
+        plan_of("mlp"), AtenNode("aten.sum.default", (Reference(0),)), inputs=("p.secret",)
+    )
+    with pytest.raises(PlanError, match=r"asks for 'p\.secret'"):
+        trainer_of(plan).train_step(batch(ZOO["mlp"], 2, 0), {}, 0)
+
+
+def test_a_step_that_torch_cannot_run_fails_in_our_words(plan_of: PlanOf) -> None:
+    plan = changed(plan_of("mlp"), AtenNode("aten.view.default", (Reference(0), (7, 13))))
+    with pytest.raises(PlanError, match=r"the plan's torch step failed in torch .*: .*shape"):
+        trainer_of(plan).train_step(batch(ZOO["mlp"], 2, 0), {}, 0)
+
+
+def test_a_step_that_wants_too_much_memory_fails_in_our_words(plan_of: PlanOf) -> None:
+    plan = changed(plan_of("mlp"), AtenNode("aten.ones.default", ((2**40, 2**20),)))
+    with pytest.raises(PlanError, match=r"the plan's torch step failed|does not fit this device"):
+        trainer_of(plan).train_step(batch(ZOO["mlp"], 2, 0), {}, 0)
+
+
+def test_a_value_beyond_an_embedding_is_a_data_error(plan_of: PlanOf) -> None:
+    """Where the plan declares no maximum, torch itself finds the value."""
+    plan = plan_of("gru")
+    targets = tuple(dataclasses.replace(target, maximum=None) for target in plan.manifest.targets)
+    manifest = dataclasses.replace(plan.manifest, targets=targets)
+    wrong = batch(ZOO["gru"], 2, 0)
+    wrong.targets[0][...] = 400
+    with pytest.raises(DataError, match="a value of the batch is out of range"):
+        trainer_of(Plan(manifest.to_bytes(), plan.read)).train_step(wrong, {}, 0)
+
+
+def test_a_damaged_member_is_refused(plan_of: PlanOf) -> None:
+    plan = plan_of("mlp")
+    spoiled = Plan(plan.manifest_bytes, lambda name: plan.read(name)[:-1] + b" ")
+    with pytest.raises(PlanError, match="does not have the digest"):
+        TorchTrainer(spoiled, threads=1)
+
+
+def test_nothing_is_printed(plan_of: PlanOf, capfd: pytest.CaptureFixture[str]) -> None:
+    trainer = trainer_of(plan_of("resnet"))
+    trainer.train_step(batch(ZOO["resnet"], 4, 0), {}, 0)
+    trainer.evaluate_step(batch(ZOO["resnet"], 4, 0))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
+@pytest.mark.parametrize("name", ZOO)
+def test_a_gpu_trains_like_the_cpu(plan_of: PlanOf, name: str) -> None:
+    plan = plan_of(name)
+    cpu, gpu = trainer_of(plan), trainer_of(plan, device="cuda")
+    for step in range(3):
+        examples = batch(ZOO[name], 6, step)
+        expected = cpu.train_step(examples, {}, step)
+        assert gpu.train_step(examples, {}, step) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    scale = np.abs(cpu.weights().floats).max()
+    assert np.abs(gpu.weights().floats - cpu.weights().floats).max() < 1e-2 * scale
