@@ -1,0 +1,1 @@
+"""The device's side: attends a coordinator, trains on local data, and sends updates."""

@@ -1,0 +1,220 @@
+"""The command `headwater-client`."""
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from edge_client.fit import Fit, measure_fit
+from edge_client.logs import LogFormat
+from edge_client.profile import available_cores, memory_bytes
+from edge_client.program import INTERRUPTED, end_process, run_client
+from edge_client.runtime import choose_backend, choose_device, trainer_opener
+from edge_client.settings import (
+    DEVICES,
+    LOG_FORMATS,
+    TRAINERS,
+    check_settings,
+    parse_data,
+    parse_pairs,
+    read_settings,
+)
+from edge_client.sizes import parse_bytes, show_bytes
+from edge_client.state import StateDirectory, default_state_path, running_process
+from edge_client.status_file import read_status
+from edge_client.status_report import status_lines
+from headwater.errors import HeadwaterError, NotFoundError, UsageError
+from headwater.plan import Plan
+from headwater.sources import open_source
+
+_DEFECT = 1
+
+_EPILOG = """\b
+Exit codes: 0 success, 1 a defect of this program, 2 your mistake (the message says what to change),
+3 the world (a disk, a network, another process; trying again can help), 130 stopped by Ctrl-C."""
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headwater", prog_name="headwater-client")
+def client() -> None:
+    """Train models on this device's data, which never leave it."""
+
+
+@client.command(epilog=_EPILOG)
+@click.option("--coordinator", metavar="HOST:PORT", help="The coordinator to attend.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME=BINDING",
+    help="A data set: the name that jobs use, and the file or folder. Repeat for more.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Identity, cache and finished updates. [~/.local/state/headwater-client]",
+)
+@click.option("--name", help="A name for people. [the host's name]")
+@click.option(
+    "--tag",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A fact about this device that jobs can select by. Repeat for more.",
+)
+@click.option(
+    "--trainer",
+    type=click.Choice(TRAINERS),
+    help="What trains. [auto: torch where it is installed]",
+)
+@click.option("--device", type=click.Choice(DEVICES), help="Where torch trains. [auto]")
+@click.option("--threads", type=int, help="Processor threads for training. [all cores]")
+@click.option(
+    "--cache-bytes",
+    metavar="SIZE",
+    help="Room for plans and weights on disk, such as 500MB. [2GiB]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    help="A file with the same keys as these options; options win.",
+)
+@click.option("--log-format", type=click.Choice(LOG_FORMATS), help="Log lines. [text]")
+@click.option("--verbose", is_flag=True, help="Log details, with tracebacks.")
+def run(config: Path | None, verbose: bool, **options: Any) -> None:
+    """Attend a coordinator and work until stopped.
+
+    The client reconnects for ever, and no job's failure ends it. It logs to standard error.
+    SIGTERM ends it with exit code 0, Ctrl-C with 130.
+
+    \b
+    Example:
+      headwater-client run --coordinator localhost:7700 --data digits=/data/digits.npz
+    """
+    settings = check_settings(_merged(config, options))
+    code = run_client(settings, log_format=cast(LogFormat, settings.log_format), verbose=verbose)
+    end_process(code)
+
+
+@client.command(epilog=_EPILOG)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    metavar="BINDING",
+    help="Data to time steps on, as BINDING or NAME=BINDING. [generated data]",
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Examples in a step. [the plan's]")
+@click.option("--trainer", type=click.Choice(TRAINERS), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Threads for training. [all cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(
+    plan: Path,
+    data: str | None,
+    batch_size: int | None,
+    trainer: str,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Say whether PLAN fits this device, and how fast it trains here.
+
+    Verifies the plan, compares its memory estimate with this device, and times a few steps. The
+    exit code is 0 if it fits; otherwise the message says why not.
+    """
+    backend = choose_backend(trainer)
+    place = choose_device(backend, device)
+    opened = Plan.open(plan)
+    inputs, targets = opened.manifest.inputs, opened.manifest.targets
+    source = open_source(_binding(data), inputs, targets) if data else None
+    fit = measure_fit(
+        opened,
+        trainer_opener(backend, threads=threads or available_cores(), device=device)(opened),
+        source,
+        batch_size=batch_size or opened.manifest.batch_size,
+        memory_bytes=memory_bytes(),
+    )
+    if as_json:
+        click.echo(json.dumps({"fits": True, "trainer": backend, "device": place, **asdict(fit)}))
+    else:
+        _print_fit(fit, f"{backend} on {place}")
+
+
+@client.command(epilog=_EPILOG)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The client's state directory. [~/.local/state/headwater-client]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(state: Path | None, as_json: bool) -> None:
+    """Show what the client on this device does, and how its last assignments went."""
+    path = state or default_state_path()
+    document = read_status(StateDirectory(path).status)
+    process_id = running_process(path)
+    if document is None:
+        raise NotFoundError(f"no client has run with the state directory {path}: see --state")
+    if as_json:
+        click.echo(json.dumps({"running": process_id is not None, **document}))
+    else:
+        for line in status_lines(document, process_id):
+            click.echo(line)
+
+
+def main() -> None:
+    """Run the command; every error ends in one line and a documented exit code."""
+    try:
+        code = client.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = INTERRUPTED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        code = UsageError.exit_code
+    except HeadwaterError as error:
+        click.echo(f"headwater-client: {error}", err=True)
+        code = error.exit_code
+    except Exception:
+        logging.getLogger("headwater.client").exception("a defect of headwater-client")
+        code = _DEFECT
+    sys.exit(code)
+
+
+def _merged(config: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The file's settings, overridden by the options that were given."""
+    values = read_settings(config) if config else {}
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    if "data" in given:
+        given["data"] = parse_data(given["data"])
+    if "tag" in given:
+        given["tag"] = parse_pairs("tag", given["tag"])
+    if "cache_bytes" in given:
+        given["cache_bytes"] = parse_bytes(given["cache_bytes"])
+    return values | given
+
+
+def _binding(data: str) -> str:
+    """The binding in `NAME=BINDING` or `BINDING`."""
+    try:
+        return next(iter(parse_data([data]).values()))
+    except UsageError:
+        return data
+
+
+def _print_fit(fit: Fit, place: str) -> None:
+    click.echo(f"{fit.plan} fits this device ({place})")
+    click.echo(f"  parameters  {fit.parameters:,}")
+    click.echo(
+        f"  memory      {show_bytes(fit.memory_needed_bytes)} of {show_bytes(fit.memory_bytes)}"
+        f" with batch size {fit.batch_size}"
+    )
+    rate = f"{fit.examples_per_second:,.0f} examples/s"
+    click.echo(f"  a step      {fit.step_seconds * 1000:.2f} ms ({rate})")
+    if fit.epoch_seconds is not None:
+        click.echo(f"  an epoch    {fit.epoch_seconds:.1f} s over {fit.examples:,} examples")

@@ -1,0 +1,97 @@
+"""Does a plan fit this device? Checks it, then times a few steps."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+import numpy as np
+
+from edge_client.trainers import Trainer
+from edge_client.training import check_finite
+from edge_client.workbench import check_memory
+from headwater.batch import Array, Batch, TensorSignature
+from headwater.manifest import Manifest
+from headwater.plan import Plan
+from headwater.sources import DataSource
+
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a plan costs on this device; `epoch_seconds` is None without data."""
+
+    plan: str
+    parameters: int
+    batch_size: int
+    memory_needed_bytes: int
+    memory_bytes: int
+    step_seconds: float
+    examples_per_second: float
+    loss: float
+    examples: int | None
+    epoch_seconds: float | None
+
+
+def measure_fit(
+    plan: Plan,
+    trainer: Trainer,
+    source: DataSource | None,
+    *,
+    batch_size: int,
+    memory_bytes: int,
+    timer: Callable[[], float] = time.perf_counter,
+) -> Fit:
+    """Train a step to warm up and three for the time, on the source or on generated data.
+
+    Raises:
+        PlanError: the plan needs more memory than there is.
+        DataError: the data does not fit the plan.
+        UpdateError: the loss is not finite.
+    """
+    check_memory(plan.manifest, batch_size, memory_bytes)
+    trainer.set_weights(plan.initial_weights())
+    batches = _batches(plan.manifest, source, batch_size)
+    hyperparameters = plan.manifest.hyperparameters
+    loss = trainer.train_step(batches[0], hyperparameters, 0)["loss"]
+    started, trained = timer(), 0
+    for step, batch in enumerate(islice(cycle(batches), _TIMED_STEPS), start=1):
+        loss = trainer.train_step(batch, hyperparameters, step)["loss"]
+        trained += batch.size
+    seconds = max(timer() - started, 1e-9)
+    check_finite(loss, _TIMED_STEPS + 1, _TIMED_STEPS + 1, hyperparameters)
+    rate = trained / seconds
+    examples = source.example_count() if source is not None else None
+    return Fit(
+        plan=plan.manifest.name,
+        parameters=plan.layout.trainable_count,
+        batch_size=batch_size,
+        memory_needed_bytes=plan.manifest.peak_memory_bytes.total(batch_size),
+        memory_bytes=memory_bytes,
+        step_seconds=seconds / _TIMED_STEPS,
+        examples_per_second=rate,
+        loss=loss,
+        examples=examples,
+        epoch_seconds=examples / rate if examples is not None else None,
+    )
+
+
+def _batches(manifest: Manifest, source: DataSource | None, batch_size: int) -> list[Batch]:
+    if source is not None:
+        return list(islice(source.batches(batch_size, 0), _TIMED_STEPS))
+    return [generated_batch(manifest, batch_size)]
+
+
+def generated_batch(manifest: Manifest, batch_size: int) -> Batch:
+    """Random values of the plan's shapes and dtypes, within their ranges."""
+    generator = np.random.default_rng(0)
+
+    def draw(signature: TensorSignature) -> Array:
+        shape = (batch_size, *signature.shape)
+        dtype = np.dtype(signature.dtype)
+        if dtype.kind == "f":
+            return generator.standard_normal(shape).astype(dtype)
+        return generator.integers(0, signature.maximum or 2, shape).astype(dtype)
+
+    return Batch(tuple(map(draw, manifest.inputs)), tuple(map(draw, manifest.targets)))

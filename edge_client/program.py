@@ -1,0 +1,56 @@
+"""A client as a process: its signals, its state directory and its end."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from edge_client.identity import load_identity
+from edge_client.logs import LogFormat, configure_logs
+from edge_client.session import Session
+from edge_client.settings import Settings
+from edge_client.state import held_state
+
+INTERRUPTED = 130
+_log = logging.getLogger("headwater.client")
+
+
+def run_client(settings: Settings, *, log_format: LogFormat, verbose: bool) -> int:
+    """Run until SIGTERM (returns 0) or SIGINT (returns 130).
+
+    Raises:
+        HeldError: another process uses the state directory.
+        HeadwaterError: the client cannot start.
+    """
+    with held_state(settings.state) as state:
+        identity = load_identity(state)
+        configure_logs(log_format, identity.client_id, logging.DEBUG if verbose else logging.INFO)
+        session = Session(settings, state, identity)
+        _log.info("client %s (%s) starts", identity.client_id, settings.name)
+        code = asyncio.run(_until_signalled(session))
+        _log.info("client %s stops", identity.client_id)
+    return code
+
+
+def end_process(code: int) -> None:
+    """End now: a training step under way in native code must not hold up the exit."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+async def _until_signalled(session: Session) -> int:
+    code = 0
+
+    def stop(exit_code: int) -> None:
+        nonlocal code
+        code = exit_code
+        session.stop()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop, 0)
+    loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
+    await session.run()
+    return code
