@@ -1,0 +1,47 @@
+"""Random numbers that are a function of a seed and a position, equal on every runtime.
+
+A counter-based generator in the sense of Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as
+easy as 1, 2, 3", SC 2011: no state, so torch on any device and onnxruntime draw the same mask. The
+mixer is two rounds of multiply and shift in the manner of Wellons, "Hash function prospector", 2018,
+with odd multipliers below 2**31 so that every product of 32-bit values fits in a signed 64-bit
+integer (onnxruntime has no 32-bit unsigned multiplication). Meant for dropout, not for privacy.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_FIRST_MULTIPLIER = 0x7FEB352D
+_SECOND_MULTIPLIER = 0x68E31DA5
+_COUNTER_STRIDE = 0x1E3779B1
+_SITE_STRIDE = 0x3C6EF35F
+
+
+def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], probability: float) -> Tensor:
+    """A boolean tensor of `shape`, true with `1 - probability`.
+
+    `seed` is an int64 scalar; `site` numbers the places in a model that draw, so that two layers
+    with one seed draw apart.
+    """
+    count = 1
+    for size in shape:
+        count = count * size
+    key = _mix((seed & _MASK) ^ ((site * _SITE_STRIDE) & _MASK))
+    key = _mix(key ^ (_shifted(seed, 32) & _MASK))
+    counter = torch.arange(count, dtype=torch.int64, device=seed.device)
+    drawn = _mix((((counter & _MASK) * _COUNTER_STRIDE) & _MASK) ^ key)
+    return (drawn >= round(probability * 2**32)).reshape(shape)
+
+
+def _mix(value: Tensor) -> Tensor:
+    """A bijection of 32-bit values (held in int64) in which each bit depends on all."""
+    value = value ^ _shifted(value, 16)
+    value = (value * _FIRST_MULTIPLIER) & _MASK
+    value = value ^ _shifted(value, 15)
+    value = (value * _SECOND_MULTIPLIER) & _MASK
+    return value ^ _shifted(value, 16)
+
+
+def _shifted(value: Tensor, bits: int) -> Tensor:
+    """A right shift as a division that truncates: ONNX shifts unsigned integers only."""
+    return torch.div(value, 1 << bits, rounding_mode="trunc")

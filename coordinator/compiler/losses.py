@@ -1,0 +1,109 @@
+"""Losses: torch.nn.functional names or the author's function, always a mean over the batch."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from headwater.errors import CompileError
+
+Loss = str | Callable[..., Tensor]
+
+CLASSIFICATION = ("cross_entropy", "nll_loss")
+"""Losses whose target is a class number; the plan then states how many classes there are."""
+
+LOSS_NAMES = (
+    *CLASSIFICATION, "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div", "poisson_nll_loss",
+    "soft_margin_loss",
+)  # fmt: skip
+
+
+def loss_function(loss: Loss) -> Callable[..., Tensor]:
+    """`(output, *targets) -> scalar`.
+
+    `cross_entropy` and `nll_loss` also take outputs [batch, time, class] with targets
+    [batch, time], as language models give them, beside torch's own [batch, class, time].
+
+    Raises:
+        CompileError: not a known name.
+    """
+    if callable(loss):
+        return loss
+    if loss not in LOSS_NAMES:
+        raise CompileError(
+            f"loss {loss!r} is not known; use one of {', '.join(LOSS_NAMES)}, or a function "
+            "(output, target) -> scalar tensor of your own as 'module:function'"
+        )
+    function: Callable[..., Tensor] = getattr(F, loss)
+    if loss in CLASSIFICATION:
+        return lambda output, target: function(*classes_second(output, target))
+    if "reduction" in inspect.signature(function).parameters:
+        return lambda output, target: function(output, _same_shape(output, target))
+    return function
+
+
+def class_dimension(output: Any, target: Tensor) -> int:
+    """Where the classes lie in `output`: 1 as torch has it, or last for sequences.
+
+    Raises:
+        CompileError: the shapes fit neither form, or both.
+    """
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    wanted = tuple(target.shape)
+    if isinstance(output, Tensor) and output.dim() == target.dim() + 1:
+        second = tuple(output.shape[2:]) == wanted[1:]
+        last = tuple(output.shape[1:-1]) == wanted[1:]
+        if output.dim() > 2 and second and last:
+            raise CompileError(
+                f"an output of shape {_without_batch(output)} with targets of shape "
+                f"{_without_batch(target)} (without the batch) can hold the classes in the second "
+                "or the last dimension: write the loss as a function of your own"
+            )
+        if second or last:
+            return 1 if second else output.dim() - 1
+    raise CompileError(
+        f"the loss does not fit: output {shape} with class targets {wanted}; expected outputs "
+        "[batch, class, ...] or [batch, ..., class] and targets [batch, ...]"
+    )
+
+
+def classes_second(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [examples, class(, ...)] and target [examples(, ...)], as torch's losses want them."""
+    if target.is_floating_point():
+        raise CompileError(
+            "a classification loss takes class numbers: declare the target's dtype as int64"
+        )
+    if class_dimension(output, target) == 1:
+        return output, target
+    return output.flatten(0, -2), target.flatten()
+
+
+def _same_shape(output: Any, target: Tensor) -> Tensor:
+    """The target, after refusing what torch would broadcast with a mere warning."""
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != tuple(target.shape):
+        raise CompileError(
+            f"the loss does not fit: the model's output is {shape} and the target "
+            f"{tuple(target.shape)}; both need one shape"
+        )
+    return target.to(output.dtype) if not target.is_floating_point() else target
+
+
+def _without_batch(tensor: Tensor) -> list[int]:
+    return [int(size) for size in tensor.shape[1:]]
+
+
+def checked_loss(value: Any) -> Tensor:
+    """The loss, after refusing anything but one floating number."""
+    if not isinstance(value, torch.Tensor):
+        raise CompileError(f"the loss returned {type(value).__name__}; expected a scalar tensor")
+    if value.dim() != 0 or not value.is_floating_point():
+        raise CompileError(
+            f"the loss returned shape {tuple(value.shape)} of {value.dtype}; expected one floating "
+            "number, the mean over the batch"
+        )
+    return value

@@ -1,0 +1,63 @@
+"""Estimates a step's peak memory from the sizes of the tensors in its graph."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from coordinator.compiler.trace import TracedStep
+from headwater.manifest import PeakMemory
+
+_VIEWS = {
+    torch.ops.aten.view.default, torch.ops.aten.alias.default, torch.ops.aten.detach.default,
+    torch.ops.aten.unsqueeze.default, torch.ops.aten.squeeze.dims, torch.ops.aten.clone.default,
+}  # fmt: skip
+
+
+def peak_memory(step: TracedStep, batch_size: int) -> PeakMemory:
+    """Bytes that are alive at once at most, as a line through two batch sizes.
+
+    Every value lives from the node that makes it to the last one that uses it; inputs and outputs
+    live throughout. Runtimes add their own buffers, and may reuse memory better.
+    """
+    one, two = (_peak_bytes(step, size) for size in (batch_size, 2 * batch_size))
+    per_example = max(0, -(-(two - one) // batch_size))
+    return PeakMemory(fixed=max(0, one - per_example * batch_size), per_example=per_example)
+
+
+def _peak_bytes(step: TracedStep, batch_size: int) -> int:
+    nodes = list(step.module.graph.nodes)
+    last_use: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        for source in node.all_input_nodes:
+            last_use[source] = node
+    live = peak = 0
+    for node in nodes:
+        live += _bytes(node, batch_size)
+        peak = max(peak, live)
+        if node.op != "output":
+            for source in set(node.all_input_nodes):
+                if last_use[source] is node and source.op == "call_function":
+                    live -= _bytes(source, batch_size)
+    return peak
+
+
+def _bytes(node: fx.Node, batch_size: int) -> int:
+    if node.target in _VIEWS or node.op == "output":
+        return 0
+    value = node.meta.get("val")
+    return _tensor_bytes(value, batch_size) if isinstance(value, Tensor) else 0
+
+
+def _tensor_bytes(value: Tensor, batch_size: int) -> int:
+    count = value.element_size()
+    for size in value.shape:
+        count *= _number(size, batch_size)
+    return count
+
+
+def _number(size: Any, batch_size: int) -> int:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch_size)))

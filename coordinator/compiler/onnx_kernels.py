@@ -1,0 +1,177 @@
+"""Matrix products, convolutions and pooling in ONNX."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from coordinator.compiler.onnx_lowering import Context, Result, Value, translates
+
+aten = torch.ops.aten
+
+
+def _untransposed(value: Value, context: Context) -> tuple[str, int]:
+    """A matrix, and whether the product is to transpose it, which costs nothing."""
+    node = value.node
+    turned = node.target is aten.t.default or (
+        node.target in (aten.permute.default, aten.transpose.int)
+        and [axis % 2 for axis in _order(node)] == [1, 0]
+    )
+    if turned and isinstance(node.args[0], fx.Node):
+        name = context.names[node.args[0]]
+        if isinstance(name, str):
+            return name, 1
+    return value.name, 0
+
+
+def _order(node: fx.Node) -> list[int]:
+    if node.target is aten.permute.default:
+        return list(node.args[1])  # type: ignore[arg-type]
+    return [1, 0] if sorted(int(a) % 2 for a in node.args[1:3]) == [0, 1] else [0, 1]  # type: ignore[arg-type]
+
+
+@translates("mm.default")
+def _matrix_product(context: Context, left: Value, right: Value, *_: Any) -> Result:
+    first, turn_first = _untransposed(left, context)
+    second, turn_second = _untransposed(right, context)
+    if not turn_first and not turn_second:
+        return context.op("MatMul", first, second)
+    return context.op("Gemm", first, second, transA=turn_first, transB=turn_second)
+
+
+@translates("addmm.default")
+def _affine(
+    context: Context, bias: Value, left: Value, right: Value, beta: Any = 1, alpha: Any = 1
+) -> Result:
+    first, turn_first = _untransposed(left, context)
+    second, turn_second = _untransposed(right, context)
+    return context.op(
+        "Gemm", first, second, bias.name, alpha=float(alpha), beta=float(beta),
+        transA=turn_first, transB=turn_second,
+    )  # fmt: skip
+
+
+@translates("bmm.default", "matmul.default", "mv.default", "dot.default")
+def _product(context: Context, left: Value, right: Value, *_: Any) -> Result:
+    return context.op("MatMul", left.name, right.name)
+
+
+@translates("baddbmm.default")
+def _batched_affine(
+    context: Context, bias: Value, left: Value, right: Value, beta: Any = 1, alpha: Any = 1
+) -> Result:
+    if beta != 1 or alpha != 1:
+        raise context.unsupported("baddbmm with alpha or beta is not supported")
+    return context.op("Add", bias.name, context.op("MatMul", left.name, right.name))
+
+
+@translates("convolution.default")
+def _convolved(
+    context: Context, features: Value, weight: Value, bias: Value | None, stride: list[int],
+    padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int],
+    groups: int,
+) -> Result:  # fmt: skip
+    count = weight.rank - 2
+    stride, padding, dilation, output_padding = (
+        list(v) * count if len(v) == 1 else list(v)
+        for v in (stride, padding, dilation, output_padding)
+    )
+    attributes: dict[str, Any] = {
+        "strides": stride, "pads": padding + padding, "dilations": dilation, "group": groups,
+        "kernel_shape": [int(size) for size in weight.shape[2:]],
+    }  # fmt: skip
+    operands = [features.name, weight.name] + ([bias.name] if bias is not None else [])
+    if not transposed:
+        return context.op("Conv", *operands, **attributes)
+    return context.op("ConvTranspose", *operands, output_padding=output_padding, **attributes)
+
+
+def _window(kernel: list[int], stride: list[int], *others: list[int]) -> list[list[int]]:
+    spread = [list(v) * 2 if len(v) == 1 else list(v) for v in (kernel, stride or kernel, *others)]
+    return spread
+
+
+@translates("max_pool2d_with_indices.default")
+def _max_pooled(
+    context: Context, features: Value, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], ceil_mode: bool,
+) -> Result:  # fmt: skip
+    """torch counts indices within a plane, ONNX through the whole tensor.
+
+    The latter are what the backward pass needs; the former are made only for others.
+    """
+    kernel, stride, padding, dilation = _window(kernel, stride, padding, dilation)
+    pooled, flat = context.ops(
+        "MaxPool", 2, features.name, kernel_shape=kernel, strides=stride, pads=padding + padding,
+        dilations=dilation, ceil_mode=int(ceil_mode),
+    )  # fmt: skip
+    plane = int(features.shape[-2]) * int(features.shape[-1])
+    used = any(_needs_plane_indices(user) for user in context.node.users)
+    within = context.op("Mod", flat, context.scalar(plane, torch.int64)) if used else flat
+    context.flat_indices[within] = flat
+    return pooled, within
+
+
+def _needs_plane_indices(item: fx.Node) -> bool:
+    backward = aten.max_pool2d_with_indices_backward.default
+    return item.args[1] == 1 and any(
+        user.target is not backward and (user.target not in _PASSED or _needs_any(user))
+        for user in item.users
+    )
+
+
+_PASSED = (aten.detach.default, aten.alias.default)
+
+
+def _needs_any(node: fx.Node) -> bool:
+    backward = aten.max_pool2d_with_indices_backward.default
+    return any(
+        user.target is not backward and (user.target not in _PASSED or _needs_any(user))
+        for user in node.users
+    )
+
+
+@translates("max_pool2d_with_indices_backward.default")
+def _max_pool_backward(
+    context: Context, gradient: Value, features: Value, kernel: list[int], stride: list[int],
+    padding: list[int], dilation: list[int], ceil_mode: bool, indices: Value,
+) -> Result:  # fmt: skip
+    """Gradients go where the maxima were: unpooled where windows are disjoint, else added up."""
+    kernel, stride, padding, dilation = _window(kernel, stride, padding, dilation)
+    flat = context.flat_indices[indices.name]
+    shape = context.op("Shape", features.name)
+    if stride == kernel and padding == [0, 0] and dilation == [1, 1] and not ceil_mode:
+        return context.op(
+            "MaxUnpool", gradient.name, flat, shape, kernel_shape=kernel, strides=stride
+        )
+    line = context.integers([-1])
+    count = context.op("ReduceProd", shape, context.integers([0]), keepdims=1)
+    zeros = context.op("Expand", context.scalar(0, gradient.dtype), count)
+    added = context.op(
+        "ScatterElements", zeros, context.op("Reshape", flat, line),
+        context.op("Reshape", gradient.name, line), axis=0, reduction="add",
+    )  # fmt: skip
+    return context.op("Reshape", added, shape)
+
+
+@translates("avg_pool2d.default")
+def _average_pooled(
+    context: Context, features: Value, kernel: list[int], stride: list[int], padding: list[int],
+    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+) -> Result:  # fmt: skip
+    kernel, stride, padding = _window(kernel, stride, padding)
+    if divisor is not None:
+        raise context.unsupported("divisor_override is not supported")
+    return context.op(
+        "AveragePool", features.name, kernel_shape=kernel, strides=stride, pads=padding + padding,
+        ceil_mode=int(ceil_mode), count_include_pad=int(count_include_pad),
+    )  # fmt: skip
+
+
+@translates("_adaptive_avg_pool2d.default")
+def _adaptively_pooled(context: Context, features: Value, size: list[int]) -> Result:
+    height, width = (int(v) for v in features.shape[-2:])
+    if height % size[0] or width % size[1]:
+        raise context.unsupported("windows of unequal size are not supported")
+    kernel = [height // size[0], width // size[1]]
+    return context.op("AveragePool", features.name, kernel_shape=kernel, strides=kernel)

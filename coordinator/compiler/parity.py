@@ -1,0 +1,324 @@
+"""The gate before a plan leaves the author's machine: its graphs compute what eager torch does.
+
+Three training steps run on random data, from the states that eager float32 torch passes through.
+At each state the graphs' results are held against eager torch in float64, and so are those of eager
+torch in float32. A graph may be `FACTOR` times as far from float64 as float32 torch is, or `FLOOR`
+(a few units in the last place of float32) where that is more.
+
+What is compared, and why so:
+- Every step starts from the same state. Runs that drift apart prove nothing: networks with ReLU or
+  max-pool are chaotic in any float32.
+- Gradients, buffers, outputs and the loss are compared directly. A distance is the largest
+  difference in a tensor over the tensor's largest value, or over a thousandth of its group's where
+  that is more: a gradient that is zero in theory (a key's bias in attention) is noise on any runtime.
+- The optimizer is compared on equal gradients, over consecutive steps, against torch.optim, since
+  Adam divides gradients by their own size and so turns such noise into full steps. One gradient in
+  each tensor is exactly zero, where a lost epsilon becomes 0/0.
+- The whole training step is compared where gradients stand clear of the noise.
+
+A kink (the sign of a value near zero, the larger of two equal values) can flip by chance; a wrong
+graph fails always. So the gate passes if one of `ATTEMPTS` draws of data passes, but never if a
+result is not finite where torch's is.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coordinator.compiler import step as steps
+from coordinator.compiler.state import ModelState
+from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
+from coordinator.compiler.trace import TracedStep, author_line
+from headwater.batch import Array, Batch
+from headwater.errors import CompileError, PlanError
+from headwater.graph_runtime import open_session, run_session
+from headwater.manifest import GraphPort
+
+FACTOR = 10.0
+FLOOR = 2e-6
+ATTEMPTS = 3
+BATCH_SIZES = (8, 3, 1)
+"""At most; the last is the smallest that a data set can end with."""
+
+_NEGLIGIBLE = 1e-3
+_CLEAR_OF_NOISE = 1e-2
+_SIGNIFICANT_DIGITS = 2
+
+Arrays = dict[str, Array]
+Draw = Callable[[int, int], Batch]
+
+
+@dataclass
+class _Ledger:
+    """Distances from float64, the largest by what was compared."""
+
+    graphs: dict[str, float] = field(default_factory=dict)
+    torch_float32: dict[str, float] = field(default_factory=dict)
+
+    def record(self, what: str, found: Arrays, float32: Arrays, exact: Arrays) -> None:
+        """Compare two results with the exact one."""
+        for book, values in ((self.graphs, found), (self.torch_float32, float32)):
+            book[what] = max(book.get(what, 0.0), _distance(values, exact, what))
+
+    def worst(self) -> tuple[str, float, float] | None:
+        """What lies beyond its limit, with its distance and the limit."""
+        for what, distance in self.graphs.items():
+            limit = max(FACTOR * self.torch_float32[what], FLOOR)
+            if not distance <= limit:
+                return what, distance, limit
+        return None
+
+
+class _Graphs:
+    """The compiled members, each a function of named arrays."""
+
+    def __init__(self, members: Mapping[str, bytes], ports: Mapping[str, GraphPort]) -> None:
+        self._ports = ports
+        self._sessions = {m: open_session(members[m], m, threads=1) for m in ports}
+
+    def run(self, member: str, values: Mapping[str, Array]) -> Arrays:
+        ports = self._ports[member]
+        feeds = {name: values[name] for name in ports.inputs}
+        results = run_session(self._sessions[member], ports.outputs, feeds, member)
+        return dict(zip(ports.outputs, results, strict=True))
+
+
+def check_parity(
+    recipe: Recipe,
+    state: ModelState,
+    members: Mapping[str, bytes],
+    ports: Mapping[str, GraphPort],
+    torch_form: TracedStep,
+    draw: Draw,
+    batch_size: int,
+    learning_rate: float,
+) -> dict[str, float]:
+    """Figures for the manifest: distances by quantity, steps, factor and floor.
+
+    `draw(size, number)` gives a batch of random examples.
+
+    Raises:
+        CompileError: a graph does not load, fails, or lies beyond the limit.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        graphs = _Graphs(members, ports)
+        sizes = [min(size, batch_size) for size in BATCH_SIZES]
+        for attempt in range(ATTEMPTS):
+            run = _Run(recipe, state, graphs, torch_form, learning_rate)
+            for index, size in enumerate(sizes):
+                run.step(draw(size, attempt * len(sizes) + index), seed=attempt + index)
+            run.evaluate(draw(sizes[0], attempt))
+            worst = run.ledger.worst()
+            if worst is None:
+                return _figures(run)
+        raise CompileError(_refusal(*worst))
+    except PlanError as error:
+        raise CompileError(f"the compiled graphs do not run: {error}") from error
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    """One attempt: a trajectory of eager float32 torch, with every step compared."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        state: ModelState,
+        graphs: _Graphs,
+        torch_form: TracedStep,
+        learning_rate: float,
+    ) -> None:
+        self.recipe = replace(recipe, eager=True)
+        self.graphs = graphs
+        self.torch_form = torch_form
+        self.learning_rate = learning_rate
+        self.ledger = _Ledger()
+        self.steps = 0
+        self.state = {n: v.clone() for n, v in state.values.items()}
+        names = [f"p.{name}" for name in recipe.parameters]
+        self.twins = [_Twin(self, names, dtype) for dtype in (torch.float32, torch.float64)]
+        self.slots = {
+            f"o.{slot}.{name}": np.zeros(tuple(parameter.shape), np.float32)
+            for slot in recipe.optimizer.slots
+            for name, parameter in recipe.parameters.items()
+        } | {f"o.{name}": np.zeros((), np.float32) for name in recipe.optimizer.scalars}
+
+    def step(self, batch: Batch, seed: int) -> None:
+        """Compare one step from the present state and move on; a batch torch refuses is skipped."""
+        data = _tensors(self.recipe, batch) | {SEED: torch.tensor(seed)}
+        try:
+            single = _numpy(steps.gradients(self.recipe, self._inputs(data)))
+        except (RuntimeError, ValueError) as error:
+            if batch.size == 1 and self.steps:
+                return  # BatchNorm takes no single example where each channel has one value
+            raise CompileError(
+                f"the model or loss fails on random data{author_line(error)}: {error}"
+            ) from error
+        double = _numpy(steps.gradients(self.recipe, _doubled(self._inputs(data))))
+        feeds = self._feeds(data)
+        self._compare("gradients", self.graphs.run("gradients.onnx", feeds), single, double)
+        self._compare_training(feeds, single, double)
+        for name in double:
+            if name.startswith("new."):
+                self.state[name[4:]] = torch.from_numpy(np.asarray(single[name]))
+        self.steps += 1
+
+    def evaluate(self, batch: Batch) -> None:
+        """Compare evaluation and prediction at the present state."""
+        self.recipe.model.eval()
+        data = _tensors(self.recipe, batch) | {SEED: torch.tensor(0)}
+        single = _numpy(steps.evaluate(self.recipe, self._inputs(data)))
+        double = _numpy(steps.evaluate(self.recipe, _doubled(self._inputs(data))))
+        self.recipe.model.train()
+        feeds = self._feeds(data)
+        found = self.graphs.run("evaluate.onnx", feeds) | self.graphs.run("predict.onnx", feeds)
+        self._compare("evaluation", found, single, double)
+
+    def _compare(self, what: str, found: Arrays, single: Arrays, double: Arrays) -> None:
+        for kind, group in _groups(found).items():
+            exact = {name: double[name] for name in group}
+            self.ledger.record(f"{what}.{kind}", group, {n: single[n] for n in group}, exact)
+
+    def _compare_training(self, feeds: Arrays, single: Arrays, double: Arrays) -> None:
+        """The optimizer on equal gradients, then the whole step in both forms."""
+        whole = {
+            "train": self.graphs.run("train.onnx", feeds),
+            "torch_form": _numpy(_run_traced(self.torch_form, feeds)),
+        }
+        gradients = {n: _with_a_zero(a) for n, a in single.items() if n.startswith("g.")}
+        applied = self.graphs.run("apply.onnx", {**feeds, **gradients})
+        expected = [twin.step(gradients) for twin in self.twins]
+        updated = {n: a for n, a in applied.items() if n.startswith("new.p.")}
+        self.ledger.record("optimizer.parameters", updated, *expected)
+        clear = _clear(double)
+        for what, found in whole.items():
+            self._compare(what, {n: found[n] for n in found if n in double}, single, double)
+            self.ledger.record(
+                f"{what}.parameters",
+                {n: np.where(clear[n], found[n], exact) for n, exact in expected[1].items()},
+                {n: np.where(clear[n], expected[0][n], exact) for n, exact in expected[1].items()},
+                expected[1],
+            )
+        self.slots = {n[4:]: a for n, a in applied.items() if n.startswith("new.o.")}
+        for name, array in expected[0].items():
+            self.state[name[4:]] = torch.from_numpy(array.copy())
+
+    def _inputs(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**{f"p.{n[2:]}" if n[:2] == "f." else n: v for n, v in self.state.items()}, **data}
+
+    def _feeds(self, data: Mapping[str, Tensor]) -> Arrays:
+        rate: Arrays = {LEARNING_RATE: np.array(self.learning_rate, np.float32)}
+        return {**_numpy(self.state), **self.slots, **_numpy(data), **rate}
+
+
+class _Twin:
+    """torch.optim in one dtype, over the parameters of the trajectory."""
+
+    def __init__(self, run: _Run, names: list[str], dtype: torch.dtype) -> None:
+        self.parameters = {n: torch.nn.Parameter(run.state[n].to(dtype)) for n in names}
+        self.optimizer = run.recipe.optimizer.eager(self.parameters.values(), run.learning_rate)
+
+    def step(self, gradients: Arrays) -> Arrays:
+        """The parameters after a step with these gradients."""
+        for name, parameter in self.parameters.items():
+            gradient = torch.from_numpy(gradients[f"g.{name[2:]}"])
+            parameter.grad = gradient.to(parameter.dtype)
+        self.optimizer.step()
+        return {f"new.{n}": p.detach().numpy().copy() for n, p in self.parameters.items()}
+
+
+def _groups(found: Arrays) -> dict[str, Arrays]:
+    """Results by kind, since a distance is relative to others of its kind."""
+    groups: dict[str, Arrays] = {}
+    kinds = {"g.": "gradients", "new.p.": "buffers", "m.": "metrics"}
+    for name, array in found.items():
+        prefix = next((p for p in kinds if name.startswith(p)), name)
+        groups.setdefault(kinds.get(prefix, name), {})[name] = array
+    return groups
+
+
+def _distance(found: Arrays, exact: Arrays, what: str) -> float:
+    sizes = {n: float(np.max(np.abs(a), initial=0.0)) for n, a in exact.items()}
+    least = max(_NEGLIGIBLE * max(sizes.values(), default=0.0), 1e-30)
+    worst = 0.0
+    for name, array in found.items():
+        wanted = np.asarray(exact[name], np.float64)
+        if not np.isfinite(wanted).all():
+            raise CompileError(
+                f"eager torch itself gives values that are not finite in {name} on random data: "
+                "check the model and the loss"
+            )
+        if not np.isfinite(array).all():
+            raise CompileError(
+                f"the compiled graphs give values that are not finite in {name} ({what}) where "
+                "eager torch does not"
+            )
+        if array.shape != wanted.shape:
+            raise CompileError(f"the compiled graphs give {name} the shape {array.shape}, eager "
+                               f"torch {wanted.shape}")  # fmt: skip
+        gap = float(np.max(np.abs(array.astype(np.float64) - wanted), initial=0.0))
+        worst = max(worst, gap / max(sizes[name], least))
+    return worst
+
+
+def _clear(double: Arrays) -> dict[str, Any]:
+    """Which elements have a gradient well above rounding noise, and were not set to zero."""
+    gradients = {n: np.abs(a) for n, a in double.items() if n.startswith("g.")}
+    scale = _CLEAR_OF_NOISE * max((float(a.max(initial=0.0)) for a in gradients.values()), default=0)
+    masks = {f"new.p.{n[2:]}": a > scale for n, a in gradients.items()}
+    for mask in masks.values():
+        mask.reshape(-1)[:1] = False
+    return masks
+
+
+def _with_a_zero(gradient: Array) -> Array:
+    copy = gradient.copy()
+    copy.reshape(-1)[:1] = 0
+    return copy
+
+
+def _run_traced(traced: TracedStep, feeds: Arrays) -> dict[str, Tensor]:
+    with torch.no_grad():
+        arguments = [torch.from_numpy(np.array(feeds[name])) for name in traced.inputs]
+        return dict(zip(traced.outputs, traced.module(*arguments), strict=True))
+
+
+def _tensors(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
+    names = recipe.input_names + recipe.target_names
+    arrays = batch.inputs + batch.targets
+    return {n: torch.from_numpy(np.asarray(a)) for n, a in zip(names, arrays, strict=True)}
+
+
+def _doubled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: v.double() if v.is_floating_point() else v for n, v in tensors.items()}
+
+
+def _numpy(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+def _figures(run: _Run) -> dict[str, float]:
+    figures = {"steps": float(run.steps), "factor": FACTOR, "floor": FLOOR}
+    for what, distance in run.ledger.graphs.items():
+        figures[f"graphs.{what}"] = _rounded(distance)
+        figures[f"torch_float32.{what}"] = _rounded(run.ledger.torch_float32[what])
+    return figures
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_SIGNIFICANT_DIGITS - 1}e}")
+
+
+def _refusal(what: str, distance: float, limit: float) -> str:
+    return (
+        f"the compiled graphs do not compute what eager torch does: {what} lies {distance:.1e} from "
+        f"float64 torch, the limit is {limit:.1e} ({FACTOR:g} times the distance of float32 torch, "
+        f"or {FLOOR:g}). Please report the model; a different form of the layer involved may help"
+    )

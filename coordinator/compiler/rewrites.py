@@ -1,0 +1,210 @@
+"""Forms of torch functions that every runtime computes alike, in force while a model is traced.
+
+Replaced are functions that draw random numbers (dropout), fuse what has no portable backward
+(attention) or loop in native code (recurrent layers). Autograd differentiates the replacements.
+"""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from coordinator.compiler.counter_random import keep_mask
+from headwater.errors import CompileError
+
+_ATTENTION = F.scaled_dot_product_attention
+_DROPOUTS = {F.dropout: False, torch.dropout: False, F.alpha_dropout: None, F.feature_alpha_dropout: None,
+             F.dropout1d: True, F.dropout2d: True, F.dropout3d: True, torch.feature_dropout: True}  # fmt: skip
+_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+MASKED_SCORE = -1e30
+"""Added to attention scores that must not count; unlike minus infinity it makes no NaN."""
+
+
+class PortableFunctions(TorchFunctionMode):
+    """While entered, dropout draws from `seed` (int64 scalar) and fused functions are spelled out.
+
+    With `only_random`, functions that draw nothing run as torch has them: eager torch with the same
+    masks, the yardstick of the parity gate. `sites` counts the places that drew.
+    """
+
+    def __init__(self, seed: Tensor, only_random: bool = False) -> None:
+        super().__init__()
+        self.seed = seed
+        self.only_random = only_random
+        self.sites = 0
+
+    def __enter__(self) -> "PortableFunctions":
+        # F.multi_head_attention_forward runs outside of the mode: reach its attention by name
+        F.scaled_dot_product_attention = self._attention
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        F.scaled_dot_product_attention = _ATTENTION
+        super().__exit__(kind, error, trace)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Divert the functions named above; run all others as they are."""
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return self._diverted_dropout(func, *args, **kwargs)
+        if func is _ATTENTION:
+            return self._attention(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _CELLS and len(args) == 9:
+            draws = args[5] and args[6]
+            if draws or not self.only_random:
+                return self._recurrent(name, *args)
+        return func(*args, **kwargs)
+
+    def _diverted_dropout(
+        self,
+        func: Callable[..., Any],
+        input: Tensor,  # noqa: A002 - torch's name
+        p: float = 0.5,
+        training: bool | None = None,
+        inplace: bool = False,
+        train: bool | None = None,
+    ) -> Tensor:
+        active = train if train is not None else training if training is not None else True
+        if not active:
+            return input
+        by_channel = _DROPOUTS[func]
+        if by_channel is None:
+            raise CompileError(
+                f"{getattr(func, '__name__', func)} is not supported: use dropout instead"
+            )
+        return self._dropout(input, p, by_channel)
+
+    def _dropout(self, values: Tensor, probability: float, by_channel: bool = False) -> Tensor:
+        if probability == 0:
+            return values
+        if not 0 < probability < 1:
+            raise CompileError(f"dropout with probability {probability}: expected 0 <= p < 1")
+        self.sites += 1
+        shape = tuple(values.shape)
+        if by_channel:
+            shape = (*shape[:2], *(1,) * (len(shape) - 2))
+        keep = keep_mask(self.seed, self.sites, shape, probability)
+        return values * (keep.to(values.dtype) * (1.0 / (1.0 - probability)))
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if self.only_random and not dropout_p:
+            return _ATTENTION(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
+                enable_gqa=enable_gqa,
+            )  # fmt: skip
+        if enable_gqa:
+            repeats = query.shape[-3] // key.shape[-3]
+            key, value = (part.repeat_interleave(repeats, -3) for part in (key, value))
+        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+        if is_causal:
+            shape = (query.shape[-2], key.shape[-2])
+            scores = scores + _scores_where_not(
+                torch.ones(shape, dtype=torch.bool, device=query.device).tril(), scores
+            )
+        if attn_mask is not None:
+            masked = attn_mask.dtype == torch.bool
+            scores = scores + (_scores_where_not(attn_mask, scores) if masked else attn_mask)
+        return self._dropout(torch.softmax(scores, -1), dropout_p) @ value
+
+    def _recurrent(
+        self,
+        kind: str,
+        inputs: Tensor,
+        states: Any,
+        weights: Sequence[Tensor],
+        has_biases: bool,
+        layers: int,
+        dropout: float,
+        training: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, ...]:
+        """Layers unrolled over time, with one input projection for all the steps."""
+        directions = 2 if bidirectional else 1
+        per_run = len(weights) // (layers * directions)
+        if per_run != (4 if has_biases else 2):
+            raise CompileError(f"{kind} with projections (proj_size) is not supported")
+        sequence = inputs.transpose(0, 1) if batch_first else inputs
+        pair = states if kind == "lstm" else (states,)
+        finals: list[tuple[Tensor, ...]] = []
+        for layer in range(layers):
+            outputs = []
+            for direction in range(directions):
+                run = layer * directions + direction
+                steps, final = _unrolled(
+                    kind, sequence, tuple(state[run] for state in pair),
+                    weights[run * per_run : (run + 1) * per_run], direction == 1,
+                )  # fmt: skip
+                outputs.append(steps)
+                finals.append(final)
+            sequence = torch.cat(outputs, -1) if directions == 2 else outputs[0]
+            if dropout and training and layer < layers - 1:
+                sequence = self._dropout(sequence, dropout)
+        output = sequence.transpose(0, 1) if batch_first else sequence
+        return (output, *(torch.stack(list(state)) for state in zip(*finals, strict=True)))
+
+
+def _scores_where_not(allowed: Tensor, scores: Tensor) -> Tensor:
+    """0 where attention is allowed and a large negative score elsewhere; added, not selected."""
+    return (~allowed).to(scores.dtype) * MASKED_SCORE
+
+
+def _unrolled(
+    kind: str,
+    sequence: Tensor,
+    state: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
+    backwards: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    input_weight, hidden_weight, *biases = weights
+    input_bias, hidden_bias = biases or (None, None)
+    projected = F.linear(sequence, input_weight, input_bias).unbind(0)
+    count = len(projected)
+    steps: list[Tensor] = [sequence] * count
+    for time in reversed(range(count)) if backwards else range(count):
+        recurrent = F.linear(state[0], hidden_weight, hidden_bias)
+        state = _cell(kind, projected[time], recurrent, state)
+        steps[time] = state[0]
+    return torch.stack(steps), state
+
+
+def _cell(
+    kind: str, projected: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """One time step, in the gate order of torch.nn.LSTM, GRU and RNN."""
+    if kind == "lstm":
+        entry, forget, candidate, output = (projected + recurrent).chunk(4, -1)
+        memory = forget.sigmoid() * state[1] + entry.sigmoid() * candidate.tanh()
+        return output.sigmoid() * memory.tanh(), memory
+    if kind == "gru":
+        width = recurrent.shape[-1] // 3
+        gates = (projected[..., : 2 * width] + recurrent[..., : 2 * width]).sigmoid()
+        reset, update = gates.chunk(2, -1)
+        candidate = (projected[..., 2 * width :] + reset * recurrent[..., 2 * width :]).tanh()
+        return (candidate + update * (state[0] - candidate),)
+    total = projected + recurrent
+    return (total.tanh() if kind == "rnn_tanh" else total.relu(),)

@@ -1,0 +1,97 @@
+"""Signatures of inputs and targets: random data that fits them, and bounds that the trace shows."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from coordinator.compiler.losses import CLASSIFICATION, Loss, class_dimension
+from coordinator.compiler.trace import TracedStep
+from headwater.batch import Array, Batch, TensorSignature
+from headwater.errors import CompileError
+
+_DEFAULT_MAXIMUM = 2
+"""For integers without a stated bound: 0 and 1 fit every table of two rows or more."""
+
+DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def random_batch(
+    inputs: Sequence[TensorSignature], targets: Sequence[TensorSignature], size: int, seed: int
+) -> Batch:
+    """Values that the signatures allow: normal floats, uniform integers below the maximum."""
+    draw = np.random.default_rng(seed)
+    return Batch(
+        tuple(_drawn(signature, size, draw) for signature in inputs),
+        tuple(_drawn(signature, size, draw) for signature in targets),
+    )
+
+
+def _drawn(signature: TensorSignature, size: int, draw: np.random.Generator) -> Array:
+    if signature.dtype not in DTYPES:
+        raise CompileError(
+            f"{signature.name!r} has dtype {signature.dtype!r}; allowed: {', '.join(DTYPES)}"
+        )
+    shape = (size, *signature.shape)
+    if signature.dtype == "float32":
+        return draw.standard_normal(shape, np.float32)
+    high = 2 if signature.dtype == "bool" else signature.maximum or _DEFAULT_MAXIMUM
+    return draw.integers(0, high, shape).astype(signature.dtype)
+
+
+def bounded_inputs(
+    inputs: Sequence[TensorSignature], training: TracedStep
+) -> tuple[TensorSignature, ...]:
+    """Integer inputs that index an embedding get its number of rows for a maximum.
+
+    Raises:
+        CompileError: the stated maximum is larger than the embedding.
+    """
+    nodes = dict(zip(training.inputs, training.placeholders, strict=True))
+    found = []
+    for index, signature in enumerate(inputs):
+        rows = _rows(nodes[f"x{index}"])
+        if rows is None:
+            found.append(signature)
+            continue
+        if signature.maximum is not None and signature.maximum > rows:
+            raise CompileError(
+                f"input {signature.name!r} has values up to {signature.maximum - 1}; the model's "
+                f"embedding has {rows} rows"
+            )
+        found.append(replace(signature, maximum=signature.maximum or rows))
+    return tuple(found)
+
+
+def _rows(node: fx.Node) -> int | None:
+    """The size of the smallest table that is indexed by this value as it is."""
+    tables = [
+        int(user.args[0].meta["val"].shape[0])  # type: ignore[union-attr]
+        for user in node.users
+        if user.target is torch.ops.aten.embedding.default and user.args[1] is node
+    ]
+    return min(tables, default=None)
+
+
+def bounded_targets(
+    loss: Loss, targets: Sequence[TensorSignature], evaluation: TracedStep
+) -> tuple[TensorSignature, ...]:
+    """A classification loss fixes the number of classes, which the model's output shows.
+
+    Raises:
+        CompileError: the stated maximum is another number.
+    """
+    if not (isinstance(loss, str) and loss in CLASSIFICATION) or not targets:
+        return tuple(targets)
+    output: Tensor = evaluation.results["output"].meta["val"]
+    nodes = dict(zip(evaluation.inputs, evaluation.placeholders, strict=True))
+    classes = int(output.shape[class_dimension(output, nodes["y0"].meta["val"])])
+    first = targets[0]
+    if first.maximum is not None and first.maximum > classes:
+        raise CompileError(
+            f"target {first.name!r} has values up to {first.maximum - 1}; the model's output has "
+            f"{classes} classes"
+        )
+    return (replace(first, maximum=first.maximum or classes), *targets[1:])

@@ -1,0 +1,133 @@
+"""A model's tensors: which train, which are averaged, which never change."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from coordinator.compiler.onnx_graph import NUMPY_OF_TORCH
+from coordinator.compiler.step import Recipe
+from coordinator.compiler.trace import TracedStep
+from headwater.errors import CompileError
+from headwater.layout import Layout, Role, TensorSpec
+
+_NEW = "new."
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """Tensors by graph name (`p.` and `f.`), with their roles."""
+
+    values: Mapping[str, Tensor]
+    roles: Mapping[str, Role]
+    positive: frozenset[str]
+    constants: frozenset[str] = field(default_factory=frozenset)
+    """Buffers, as `p.` names, that the trace showed never to change."""
+
+    @cached_property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The layout's tensors, sorted by name."""
+        return tuple(
+            TensorSpec(
+                name[2:],
+                tuple(value.shape),
+                str(NUMPY_OF_TORCH[value.dtype]),
+                self.roles[name],
+                name in self.positive,
+            )
+            for name, value in sorted(self.values.items(), key=lambda item: item[0][2:])
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """The flat order."""
+        return Layout(self.specs)
+
+    @property
+    def buffer_names(self) -> set[str]:
+        """Graph names of averaged buffers."""
+        return {n for n, role in self.roles.items() if role is Role.AVERAGED_BUFFER}
+
+    @property
+    def frozen_names(self) -> list[str]:
+        """Plain names of tensors that travel once, with the plan."""
+        return [name[2:] for name, role in self.roles.items() if role is Role.FROZEN]
+
+    def with_constants(self, training: TracedStep) -> "ModelState":
+        """Make frozen what a training step hands through unchanged: masks, positions, tables.
+
+        Raises:
+            CompileError: a buffer changes whose dtype cannot be averaged.
+        """
+        constants = frozenset(
+            name for name in self.buffer_names if training.unchanged(_NEW + name, name)
+        )
+        for name in self.buffer_names - constants:
+            dtype = self.values[name].dtype
+            if dtype not in (torch.float32, torch.int64):
+                raise CompileError(
+                    f"buffer {name[2:]!r} of dtype {dtype} changes in training; buffers that "
+                    "change must be float32 or int64"
+                )
+        rename = {name: f"f.{name[2:]}" for name in constants}
+        return replace(
+            self,
+            values={rename.get(name, name): value for name, value in self.values.items()},
+            roles={
+                rename.get(name, name): Role.FROZEN if name in constants else role
+                for name, role in self.roles.items()
+            },
+            constants=constants,
+        )
+
+    def renamed(self, traced: TracedStep) -> TracedStep:
+        """A step whose constant buffers are `f.` inputs and no outputs."""
+        kept = [name for name in traced.outputs if name.removeprefix(_NEW) not in self.constants]
+        inputs = [f"f.{n[2:]}" if n in self.constants else n for n in traced.inputs]
+        return replace(traced, inputs=tuple(inputs)).select(kept, prune=False)
+
+
+def model_state(recipe: Recipe) -> ModelState:
+    """The model's tensors as they are now, detached copies.
+
+    Raises:
+        CompileError: a dtype that plans do not carry, or a model with nothing to train.
+    """
+    values: dict[str, Tensor] = {}
+    roles: dict[str, Role] = {}
+    for name, parameter in recipe.model.named_parameters():
+        _check_parameter(name, parameter)
+        key = f"p.{name}" if parameter.requires_grad else f"f.{name}"
+        values[key] = _copied(parameter)
+        roles[key] = Role.TRAINABLE if parameter.requires_grad else Role.FROZEN
+    for name, buffer in recipe.model.named_buffers():
+        if buffer.dtype not in NUMPY_OF_TORCH or buffer.dtype == torch.float64:
+            raise CompileError(
+                f"buffer {name!r} has dtype {buffer.dtype}; buffers must be float32, integer or "
+                "bool: convert the model with .float()"
+            )
+        values[f"p.{name}"] = _copied(buffer)
+        roles[f"p.{name}"] = Role.AVERAGED_BUFFER
+    if Role.TRAINABLE not in roles.values():
+        raise CompileError("the model has no parameter to train (requires_grad is off for all)")
+    return ModelState(values, roles, frozenset(_variances(recipe.model)))
+
+
+def _check_parameter(name: str, parameter: Tensor) -> None:
+    if parameter.dtype != torch.float32:
+        raise CompileError(
+            f"parameter {name!r} has dtype {parameter.dtype}; parameters must be float32: convert "
+            "the model with .float()"
+        )
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise CompileError(f"parameter {name!r} is lazy: run the model once before compiling")
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone().contiguous()
+
+
+def _variances(model: nn.Module) -> set[str]:
+    return {f"p.{n}" for n, _ in model.named_buffers() if n.split(".")[-1] == "running_var"}

@@ -1,0 +1,284 @@
+"""Traces a pure step function into one flat graph of ATen operators.
+
+The step maps named tensors to named tensors. Autograd runs inside the trace, so the backward pass
+and the optimizer become operators like any other. Only the batch dimension is symbolic. The one
+traced graph serves both lowerings: as it is for torch (native backward kernels) and, decomposed
+further, for ONNX.
+"""
+
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+from coordinator.compiler.aten_form import functional
+from headwater.errors import CompileError
+
+TRACE_BATCH_SIZE = 11
+"""Only a hint: a prime, which few layers have for a width."""
+
+_UNSUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
+
+Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """A functional graph: its placeholders are `inputs` and it returns the list `outputs`."""
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def select(self, outputs: Sequence[str], prune: bool = True) -> "TracedStep":
+        """A copy that computes only some outputs and, pruned, takes only what those need."""
+        graph = fx.Graph()
+        kept = dict.fromkeys(outputs)
+        copies: dict[fx.Node, fx.Node] = {}
+        results = graph.graph_copy(self.module.graph, copies)
+        by_name = dict(zip(self.outputs, results, strict=True))  # type: ignore[arg-type]
+        graph.output([by_name[name] for name in kept])
+        graph.eliminate_dead_code()
+        inputs = []
+        for name, old in zip(self.inputs, self.placeholders, strict=True):
+            if copies[old].users or not prune:
+                inputs.append(name)
+            else:
+                graph.erase_node(copies[old])
+        return TracedStep(fx.GraphModule(self.module, graph), tuple(inputs), tuple(kept))
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        """The input nodes, in the order of `inputs`."""
+        return list(self.module.graph.find_nodes(op="placeholder"))
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The returned nodes by output name."""
+        return dict(zip(self.outputs, self.module.graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
+
+    def unchanged(self, output: str, source: str) -> bool:
+        """Whether an output is merely an input handed through."""
+        node = self.results[output]
+        while isinstance(node, fx.Node) and node.target in (
+            torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default,
+        ):  # fmt: skip
+            node = node.args[0]
+        return node is dict(zip(self.inputs, self.placeholders, strict=True))[source]
+
+
+def trace_step(
+    step: Step, examples: Mapping[str, Tensor], batched: Sequence[str], modules: nn.Module
+) -> TracedStep:
+    """Trace `step` over tensors that look like `examples`; `batched` names have a batch dimension.
+
+    `modules` is the author's model: operators remember the path of the module that called them.
+
+    Raises:
+        CompileError: control flow that depends on data, a fixed batch size, operators that draw
+            random numbers or half precision.
+    """
+    names: list[str] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        results = step(dict(zip(examples, tensors, strict=True)))
+        names[:] = results
+        return list(results.values())
+
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+    fakes = [_fake(mode, tensor, name in batched) for name, tensor in examples.items()]
+    with _explained(), _quiet(), mode, _ModulePaths(modules):
+        module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+    if batched:
+        _check_batch(fakes[list(examples).index(batched[0])])
+    _check_operators(module.graph)
+    with _quiet():
+        module = functional(module)
+    module.graph.eliminate_dead_code()
+    return TracedStep(module, tuple(examples), tuple(names))
+
+
+def decompose(step: TracedStep, table: Mapping[Any, Callable[..., Any]]) -> TracedStep:
+    """The same step with operators replaced by those of a decomposition table."""
+    values = [node.meta["val"] for node in step.placeholders]
+    mode = next(value.fake_mode for value in values)
+    with _explained(), _quiet(), mode:
+        interpreter = _PathKeepingInterpreter(step.module)
+        traced = make_fx(
+            lambda *tensors: interpreter.run(*tensors, enable_io_processing=False),
+            decomposition_table=dict(table), tracing_mode="real", _allow_non_fake_inputs=True,
+        )(*values)  # fmt: skip
+    traced.graph.eliminate_dead_code()
+    return TracedStep(traced, step.inputs, step.outputs)
+
+
+def module_path(node: fx.Node) -> str:
+    """The dotted path of the module that called an operator, or an empty string."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+def place(node: fx.Node) -> str:
+    """Where in the author's model an operator sits, for messages."""
+    path = module_path(node)
+    return f"in module {path!r}" if path else "outside of the model's submodules"
+
+
+class _Stamper:
+    """Marks the nodes that a trace adds with the module path that was current."""
+
+    def __init__(self) -> None:
+        self.last: fx.Node | None = None
+
+    def stamp(self, path: str) -> None:
+        proxy = get_proxy_mode()
+        if proxy is None:
+            return
+        graph = proxy.tracer.graph
+        node = self.last.next if self.last is not None else next(iter(graph.nodes), graph._root)
+        while node is not graph._root:
+            if path:
+                node.meta["nn_module_stack"] = {path: (path, "")}
+            self.last, node = node, node.next
+
+
+class _ModulePaths:
+    """Forward hooks on every submodule, which follow where the author's code is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._paths = [""]
+        self._stamper = _Stamper()
+        self._handles: list[Any] = []
+        self._model = model
+
+    def __enter__(self) -> None:
+        for path, module in self._model.named_modules():
+            self._handles += [
+                module.register_forward_pre_hook(lambda *_, path=path: self._enter(path)),  # type: ignore[misc]
+                module.register_forward_hook(lambda *_: self._leave()),
+            ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, path: str) -> None:
+        self._stamper.stamp(self._paths[-1])
+        self._paths.append(path)
+
+    def _leave(self) -> None:
+        self._stamper.stamp(self._paths.pop())
+
+
+class _PathKeepingInterpreter(fx.Interpreter):
+    """Runs a graph under a tracer and hands each node's module path to the nodes it becomes."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self._stamper = _Stamper()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node and stamp what it became."""
+        result = super().run_node(n)
+        self._stamper.stamp(module_path(n))
+        return result
+
+
+def _fake(mode: FakeTensorMode, tensor: Tensor, batched: bool) -> Tensor:
+    """A tensor without values. Letting torch choose what is symbolic would give one symbol to any
+    two equal sizes (batch 8, embedding width 8) and so freeze the batch.
+    """
+    sizes = [DimDynamic.STATIC] * tensor.dim()
+    if batched:
+        sizes[0] = DimDynamic.DUCK
+    context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=sizes)
+    return mode.from_tensor(tensor, symbolic_context=context)
+
+
+def _check_batch(example: Tensor) -> None:
+    size = example.shape[0]
+    if isinstance(size, int) or size.node.maybe_as_int() is not None:
+        raise CompileError(
+            "the model or loss fixes the batch size (a comparison or int() of a batch dimension): "
+            "use x.shape[0] only in shapes, so that the last, smaller batch can run"
+        )
+
+
+def _check_operators(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if not isinstance(node.target, OpOverload):
+            continue
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise CompileError(
+                f"{node.target} {place(node)} draws random numbers: only dropout draws alike on "
+                "every device; use dropout, or bring the noise as an input"
+            )
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.dtype in _UNSUPPORTED_DTYPES:
+            raise CompileError(
+                f"{node.target} {place(node)} computes in {value.dtype}: the step must compute in "
+                "float32 (remove autocast and .half())"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[attr-defined]
+            yield
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns what torch raises while it traces into an error that names the author's line."""
+    try:
+        yield
+    except CompileError as error:
+        raise CompileError(f"{error}{author_line(error)}") from error
+    except Exception as error:
+        where = author_line(error)
+        if _depends_on_data(error):
+            raise CompileError(
+                "the model, loss or metric branches on the values of a tensor (if, while, int(), "
+                f".item(), a mask that changes a shape){where}: a plan is one fixed graph; use "
+                "torch.where"
+            ) from error
+        reason = str(error).strip().split("\n")[0][:300]
+        raise CompileError(
+            f"the model, loss or metric cannot be traced{where}: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _depends_on_data(error: BaseException) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        isinstance(error, GuardOnDataDependentSymNode)
+        or bool(names & {"DataDependentOutputException", "DynamicOutputShapeException"})
+        or "data-dependent" in str(error).lower()
+    )
+
+
+def author_line(error: BaseException) -> str:
+    """` at FILE:LINE`: the innermost frame outside of torch and this project, or nothing."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*ours, "<")) and "importlib" not in frame.filename:
+            return f" at {frame.filename}:{frame.lineno}"
+    return ""

@@ -1,0 +1,148 @@
+"""What a device checks before a plan's graph reaches a runtime.
+
+The graph is read through a minimal view of the ONNX format, without the onnx package. Each limit is
+stated here and named in the message of the check that fails.
+"""
+
+from collections.abc import Iterator
+
+from google.protobuf.message import DecodeError
+
+from headwater.errors import PlanError
+from headwater.graph.onnx_view_pb2 import GraphView, ModelView, TensorView
+from headwater.manifest import Manifest
+
+OPSETS = range(18, 24)
+"""Versions of the standard operators that the pinned onnxruntime runs and the compiler may use."""
+
+MAXIMUM_GRAPH_BYTES = 64 * 2**20
+MAXIMUM_NODES = 200_000
+MAXIMUM_DEPTH = 4
+"""Graphs within graphs. The compiler makes none; recursion without a bound is an attack."""
+MAXIMUM_CONSTANT_BYTES = 16 * 2**20
+"""Constants of one graph together: weights are inputs, so these are masks, axes and shapes."""
+
+_EXTERNAL = 1
+
+OPERATORS = frozenset(
+    """Abs Acos Add And ArgMax ArgMin Asin Atan AveragePool BitwiseAnd BitwiseNot BitwiseOr
+    BitwiseXor Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh CumSum Div Equal Erf Exp Expand
+    Floor Gather GatherElements Gelu Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less
+    LessOrEqual Log LogSoftmax MatMul Max MaxPool MaxUnpool Min Mod Mul Neg Not Or Pad Pow Range
+    Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round ScatterElements
+    ScatterND Shape Sigmoid Sign Sin Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh Tile
+    Transpose Trilu Unsqueeze Where Xor""".split()
+)
+"""All pure functions of their inputs: nothing draws random numbers, loops, or reads a file."""
+
+
+def check_graph(data: bytes, member: str) -> None:
+    """Refuse a graph that could harm or that no compiler of ours makes.
+
+    Raises:
+        PlanError: names the member, what was found and the limit.
+    """
+    if len(data) > MAXIMUM_GRAPH_BYTES:
+        raise PlanError(f"graph {member} has {len(data)} bytes; the limit is {MAXIMUM_GRAPH_BYTES}")
+    try:
+        model = ModelView.FromString(data)
+    except DecodeError as error:
+        raise PlanError(f"graph {member} is not an ONNX file, is damaged or nests too deeply") from error
+    _check_operator_sets(model, member)
+    nodes = constants = 0
+    for graph, depth in _graphs(model.graph, 1):
+        if depth > MAXIMUM_DEPTH:
+            raise PlanError(f"graph {member} nests graphs deeper than the limit of {MAXIMUM_DEPTH}")
+        nodes += len(graph.node)
+        if nodes > MAXIMUM_NODES:
+            raise PlanError(f"graph {member} has more nodes than the limit of {MAXIMUM_NODES}")
+        _check_nodes(graph, member)
+        constants += _checked_constant_bytes(graph, member)
+        if constants > MAXIMUM_CONSTANT_BYTES:
+            raise PlanError(
+                f"graph {member} holds more than the limit of {MAXIMUM_CONSTANT_BYTES} bytes of "
+                "constants; weights travel as inputs"
+            )
+    if not nodes:
+        raise PlanError(f"graph {member} has no nodes: it is not an ONNX file, or is damaged")
+
+
+def check_memory(manifest: Manifest, available_bytes: int, batch_size: int | None = None) -> None:
+    """Refuse a plan whose declared peak memory is more than a device has.
+
+    Raises:
+        PlanError: with both figures.
+    """
+    size = manifest.batch_size if batch_size is None else batch_size
+    needed = manifest.peak_memory_bytes.total(size)
+    if needed > available_bytes:
+        raise PlanError(
+            f"plan {manifest.name!r} needs {needed / 2**20:.0f} MiB for batches of {size}; this "
+            f"device offers {available_bytes / 2**20:.0f} MiB: give the client more memory, or use "
+            "a smaller batch size"
+        )
+
+
+def _check_operator_sets(model: ModelView, member: str) -> None:
+    for operator_set in model.opset_import:
+        if operator_set.domain not in ("", "ai.onnx"):
+            raise PlanError(
+                f"graph {member} uses the operator domain {operator_set.domain!r}; allowed is only "
+                "the standard one"
+            )
+        if operator_set.version not in OPSETS:
+            raise PlanError(
+                f"graph {member} uses operator set {operator_set.version}; this version of "
+                f"headwater runs {OPSETS[0]} to {OPSETS[-1]}: upgrade headwater on this device, or "
+                "compile the plan for an older one"
+            )
+    if not model.opset_import:
+        raise PlanError(f"graph {member} names no operator set: it is not an ONNX file, or is damaged")
+    if model.functions:
+        raise PlanError(f"graph {member} defines functions of its own, which plans may not")
+
+
+def _graphs(graph: GraphView, depth: int) -> Iterator[tuple[GraphView, int]]:
+    """The graph and those within its nodes; deeper than the limit only one level is shown."""
+    yield graph, depth
+    if depth > MAXIMUM_DEPTH:
+        return
+    for node in graph.node:
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.HasField("g") else []
+            for nested in [*inner, *attribute.graphs]:
+                yield from _graphs(nested, depth + 1)
+
+
+def _check_nodes(graph: GraphView, member: str) -> None:
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise PlanError(
+                f"graph {member} uses operator {node.op_type!r} of the domain {node.domain!r}; "
+                "allowed is only the standard one"
+            )
+        if node.op_type not in OPERATORS:
+            raise PlanError(
+                f"graph {member} uses operator {node.op_type!r}, which is not on the list of "
+                "allowed operators: upgrade headwater on this device if a newer one compiled it"
+            )
+
+
+def _checked_constant_bytes(graph: GraphView, member: str) -> int:
+    if graph.sparse_initializer:
+        raise PlanError(f"graph {member} holds a sparse constant, which plans may not")
+    size = 0
+    for tensor in _tensors(graph):
+        if tensor.data_location == _EXTERNAL or tensor.external_data:
+            raise PlanError(f"graph {member} refers to data outside of its file, which plans may not")
+        size += len(tensor.raw_data)
+    return size
+
+
+def _tensors(graph: GraphView) -> Iterator[TensorView]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
