@@ -59,3 +59,19 @@ def test_an_ending_of_no_kind(tmp_path):
     (tmp_path / "data.xlsx").touch()
     with pytest.raises(DataError, match=r"cannot tell the kind of data by the ending '\.xlsx'"):
         open_source(str(tmp_path / "data.xlsx"), [], [])
+
+
+def test_folders_for_column_values(tmp_path):
+    (tmp_path / "label=1").mkdir()
+    (tmp_path / "label=1" / "a.parquet").touch()
+    with pytest.raises(DataError, match=r"folders for column values \(label=1\) are not read"):
+        open_source(str(tmp_path), [], [])
+
+
+def test_what_the_system_does_not_let_us_read(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+        open_source(str(tmp_path), [], [])

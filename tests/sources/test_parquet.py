@@ -171,6 +171,23 @@ def test_damaged_pages(tmp_path, label):
         list(open_source(str(path), SCALAR, label).batches(100, None))
 
 
+def test_row_groups_that_the_condition_excludes_are_not_read(tmp_path, gather):
+    path = tmp_path / "data.parquet"
+    table = pa.table({"x": np.arange(5000.0)})
+    pq.write_table(table, path, 500, use_dictionary=False, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[1000:1200] = bytes(200)
+    path.write_bytes(data)
+    source = open_source(f"{path}?where=x>=4100", SCALAR, NO_TARGET)
+    assert gather(source).inputs[0].tolist() == list(range(4100, 5000))
+
+
+def test_two_columns_of_one_name(tmp_path):
+    pq.write_table(pa.table([[1.0], [2.0]], names=["x", "x"]), tmp_path / "data.parquet")
+    with pytest.raises(DataError, match="there are two columns 'x'"):
+        open_source(str(tmp_path / "data.parquet"), SCALAR, NO_TARGET)
+
+
 def test_a_folder_as_spark_writes_it(write_parquet, tmp_path, label, gather):
     for part in range(3):
         write_parquet(f"out.parquet/part-{part}.snappy.parquet", x=[part, part + 0.5], y=[part] * 2)

@@ -17,7 +17,7 @@ from headwater.partitioning.tables import (
     refuse_missing_column,
 )
 from headwater.sources.fields import Origin, refuse_empty
-from headwater.sources.parquet import open_parquet, parquet_files, readable
+from headwater.sources.parquet_reader import open_parquet, parquet_files, readable
 
 SLICE_ROWS = 1024
 GROUP_ROWS = 5000

@@ -80,9 +80,12 @@ def open_source(
     parts = split_binding(binding)
     if parts.scheme is not None and parts.scheme != "digits":
         return _own_kind(parts, inputs, targets)
-    module, opener = _KINDS[parts.scheme or source_kind(parts.path)]
-    open_kind = getattr(import_module(f"headwater.sources.{module}"), opener)
-    return cast(_Opener, open_kind)(parts, inputs, targets)
+    try:
+        module, opener = _KINDS[parts.scheme or source_kind(parts.path)]
+        open_kind = getattr(import_module(f"headwater.sources.{module}"), opener)
+        return cast(_Opener, open_kind)(parts, inputs, targets)
+    except OSError as error:
+        raise DataError(f"{parts.path}: cannot be read ({error.strerror or error})") from error
 
 
 def source_kind(path: str) -> str:
@@ -109,7 +112,13 @@ def _folder_kind(folder: Path) -> str:
     entries = [entry for entry in folder.iterdir() if entry.name[0] not in "._"]
     if any(entry.suffix == ".parquet" for entry in entries):
         return ".parquet"
-    if any(entry.is_dir() for entry in entries):
+    folders = [entry for entry in entries if entry.is_dir()]
+    if any("=" in entry.name and any(entry.glob("**/*.parquet")) for entry in folders):
+        raise DataError(
+            f"{folder}: folders for column values ({folders[0].name}) are not read: bind one of "
+            "them, or write the files without partitionBy"
+        )
+    if folders:
         return "folder"
     raise DataError(
         f"{folder}: empty shard: neither .parquet files nor folders of images are in this folder"

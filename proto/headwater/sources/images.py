@@ -73,7 +73,10 @@ class ImageDecoder:
         try:
             with self._image.open(io.BytesIO(encoded)) as image:
                 pixels = self._pixels(image, fail)
-        except (OSError, SyntaxError, ValueError, self._image.DecompressionBombError) as error:
+        except DataError:
+            raise
+        # Pillow's readers raise errors of many types over damaged files.
+        except Exception as error:
             problem = str(error) or type(error).__name__
             if "cannot identify" in problem:
                 problem = "not in an image format that Pillow reads"

@@ -12,7 +12,7 @@ from headwater.sources.fields import Chunk, Fields
 
 def seeded(seed: int) -> np.random.Generator:
     """The generator of a seed: any integer, of which 64 bits count."""
-    return np.random.default_rng(seed & (2**64 - 1))
+    return np.random.default_rng(int(seed) & (2**64 - 1))
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -61,8 +61,9 @@ def shuffle_stream(
 
     The pool fills first; then every incoming example takes the place of one drawn from the pool at
     random, which is passed on; the rest leaves in random order. Held at any time: the pool, one
-    incoming and one leaving chunk; an incoming one must not be longer than the pool. A stream that fits the pool is permuted
-    uniformly; of a longer one, an example moves by more than the pool's length only backwards.
+    incoming and one leaving chunk; an incoming one must not be longer than the pool. A stream that
+    fits the pool is permuted uniformly; of a longer one, no example leaves more than the pool's
+    length ahead of its place.
     """
     pool: list[Array] = []
     held = 0
