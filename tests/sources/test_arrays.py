@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from headwater.batch import TensorSignature
 from headwater.errors import DataError, MissingExtraError, UsageError
@@ -93,6 +95,21 @@ def test_a_damaged_npz(tmp_path, vector_input, label):
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"cannot be read as \.npz"):
         open_source(str(path), vector_input, label)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_any_damage_is_refused_or_harmless(tmp_path, vector_input, label, data):
+    path = tmp_path / "fuzz.npz"
+    np.savez_compressed(path, x=np.ones((5, 2)), y=np.zeros(5))
+    archive = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        archive[data.draw(st.integers(0, len(archive) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(archive)
+    try:
+        assert open_source(str(path), vector_input, label).example_count() == 5
+    except DataError as error:
+        assert "fuzz.npz" in str(error)
 
 
 def test_an_array_named_npz(tmp_path, vector_input, label):

@@ -17,6 +17,17 @@ from headwater.sources.fields import Fields, Origin, same_length
 from headwater.sources.order import ArraySource
 
 OPTIONS = COLUMN_OPTIONS
+# What reading a damaged archive raises, from the zip's directory to an array's header.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read_arrays(path: str, columns: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -29,7 +40,7 @@ def read_arrays(path: str, columns: Sequence[str] | None = None) -> dict[str, ND
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in columns or names}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path}: cannot be read as .npz ({error})") from error
 
 
@@ -40,7 +51,7 @@ def array_names(path: str) -> tuple[str, ...]:
     try:
         with zipfile.ZipFile(path) as archive:
             return tuple(name.removesuffix(".npy") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path}: cannot be read as .npz ({error})") from error
 
 
