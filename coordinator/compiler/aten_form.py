@@ -81,6 +81,9 @@ def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
     """A copy of a trace in which no operator writes its arguments; module paths are kept.
 
     `graph_module` comes from make_fx: its placeholders carry fake tensors in `meta["val"]`.
+
+    Raises:
+        CompileError: torch cannot express a write without writing.
     """
     copied = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
     if not any(_writes(node) for node in copied.graph.nodes):
@@ -93,12 +96,19 @@ def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
     def run(*tensors: torch.Tensor) -> Any:
         return interpreter.run(*tensors, enable_io_processing=False)
 
-    with mode, preserve_node_meta():
-        return make_fx(
-            torch.func.functionalize(run, remove="mutations"),
-            tracing_mode="real",
-            _allow_non_fake_inputs=True,
-        )(*values)
+    try:
+        with mode, preserve_node_meta():
+            return make_fx(
+                torch.func.functionalize(run, remove="mutations"),
+                tracing_mode="real",
+                _allow_non_fake_inputs=True,
+            )(*values)
+    except RuntimeError as error:
+        writing = sorted({str(node.target) for node in copied.graph.nodes if _writes(node)})
+        raise CompileError(
+            f"the training step writes tensors in place ({', '.join(writing)}) in a way that torch "
+            "cannot turn around: use the forms without a trailing underscore"
+        ) from error
 
 
 def _writes(node: fx.Node) -> bool:
@@ -148,6 +158,12 @@ def _drop_identities(graph: fx.Graph) -> None:
         copies_input = node.target is aten.clone.default and source.op == "placeholder"
         if node.target in _IDENTITIES or (copies_input and not node.kwargs):
             node.replace_all_uses_with(source)
+        elif node.target is aten.fill.Scalar and source.target is aten.empty_like.default:
+            with graph.inserting_before(node):
+                value = graph.call_function(
+                    aten.full_like.default, (source.args[0], node.args[1]), source.kwargs
+                )
+            node.replace_all_uses_with(value)
         elif node.target is aten.t.default and source.target is aten.t.default:
             node.replace_all_uses_with(source.all_input_nodes[0])
 

@@ -48,10 +48,10 @@ var_mean.correction
 
 _SHAPES = """
 alias.default arange.default arange.start arange.start_step cat.default clone.default
-constant_pad_nd.default detach.default diagonal.default diagonal_backward.default
-expand.default eye.default eye.m flip.default full.default full_like.default lift_fresh_copy.default
+constant_pad_nd.default copy.default detach.default diagonal.default diagonal_backward.default
+expand.default eye.default eye.m fill.Scalar fill.Tensor flip.default full.default full_like.default lift_fresh_copy.default
 new_full.default new_ones.default new_zeros.default ones.default ones_like.default
-permute.default reflection_pad1d.default reflection_pad1d_backward.default
+permute.default pixel_shuffle.default pixel_unshuffle.default reflection_pad1d.default reflection_pad1d_backward.default
 reflection_pad2d.default reflection_pad2d_backward.default repeat.default
 replication_pad1d.default replication_pad1d_backward.default replication_pad2d.default
 replication_pad2d_backward.default reshape.default roll.default scalar_tensor.default
@@ -82,7 +82,8 @@ max_pool2d_with_indices.default max_pool2d_with_indices_backward.default
 _native_batch_norm_legit.no_stats _native_batch_norm_legit_functional.default
 _native_batch_norm_legit_no_training.default native_batch_norm_backward.default
 native_group_norm.default native_group_norm_backward.default native_layer_norm.default
-native_layer_norm_backward.default
+native_layer_norm_backward.default _weight_norm_interface.default
+_weight_norm_interface_backward.default
 """
 
 _LOSSES = """
@@ -90,7 +91,8 @@ binary_cross_entropy.default binary_cross_entropy_backward.default
 binary_cross_entropy_with_logits.default huber_loss.default huber_loss_backward.default
 mse_loss.default mse_loss_backward.default nll_loss_backward.default
 nll_loss_forward.default nll_loss2d_backward.default nll_loss2d_forward.default
-smooth_l1_loss.default smooth_l1_loss_backward.default
+smooth_l1_loss.default smooth_l1_loss_backward.default soft_margin_loss.default
+soft_margin_loss_backward.default
 """
 
 ATEN_OPERATORS: frozenset[str] = frozenset(

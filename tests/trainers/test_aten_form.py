@@ -160,6 +160,12 @@ def test_strings_outside_the_words_are_refused() -> None:
         to_json(module, ["x"], ["y"])
 
 
+def test_a_write_that_torch_cannot_turn_around_is_refused() -> None:
+    module = trace(lambda x: [F.cosine_similarity(x, x + 1)], torch.rand(4, 3))
+    with pytest.raises(CompileError, match=r"writes tensors in place .*aten\.clamp_min_\.Tensor"):
+        to_json(module, ["x"], ["y"])
+
+
 def test_names_must_fit_the_trace() -> None:
     module = trace(lambda x: [x + 1], torch.rand(4))
     with pytest.raises(ValueError, match="2 and 1 names for a trace of 1 inputs and 1 outputs"):
