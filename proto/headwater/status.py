@@ -81,10 +81,10 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(  # type: ignore[override]
         self,
         continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any]"]
         ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         """Wrap the handler of one call."""
         handler: Any = await continuation(handler_call_details)
         if handler is None:
