@@ -72,6 +72,10 @@ class CompiledPlan:
         """The plan's identity, the SHA-256 of its manifest."""
         return hashlib.sha256(self.manifest.to_bytes()).hexdigest()
 
+    def read(self, member: str) -> bytes:
+        """The bytes of a member."""
+        return self.members[member]
+
     def write(self, path: str | Path) -> str:
         """Write a `.plan` file, or a directory where the path has no such suffix; its digest."""
         return write_plan(path, self.manifest, self.members)

@@ -39,7 +39,7 @@ async def submit_job(world: World, request: control_pb2.SubmitJobRequest) -> Job
     if fault:
         raise JobFileError(f"{fault}: compile the job file again")
     parent = await _parent(world, spec)
-    weights = await world.work(_first_weights, world, plan, parent, request.start_weights_digest)
+    weights = await world.work(_first_weights, world, plan, parent)
     digest = await world.work(world.blobs.write, weights_chunks(plan.manifest.layout, weights))
     return await world.database.write(
         partial(
@@ -89,14 +89,10 @@ async def _parent(world: World, spec: JobSpec) -> ModelRecord | None:
     return await world.database.read(partial(history.model, name=name))
 
 
-def _first_weights(
-    world: World, plan: Plan, parent: ModelRecord | None, start_digest: str
-) -> Weights:
+def _first_weights(world: World, plan: Plan, parent: ModelRecord | None) -> Weights:
     layout: Layout = plan.manifest.layout
     if parent is not None:
         return _fitting(world, parent.weights_digest, layout, f"version {parent.model}")
-    if start_digest:
-        return _fitting(world, checked_digest(start_digest), layout, "the start file")
     return _fitting(world, plan.manifest.members[WEIGHTS].digest, layout, "the plan's weights")
 
 

@@ -132,26 +132,22 @@ class SubmitJobRequest(_message.Message):
     JOB_FILE_FIELD_NUMBER: _builtins.int
     JOB_FILE_NAME_FIELD_NUMBER: _builtins.int
     PLAN_DIGEST_FIELD_NUMBER: _builtins.int
-    START_WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
     job_file: _builtins.str
     """The job file's text."""
     job_file_name: _builtins.str
     """The file's name, for messages."""
     plan_digest: _builtins.str
     """The plan's digest; its blobs are stored."""
-    start_weights_digest: _builtins.str
-    """The digest of a weights file to begin from, where the author gave one; else empty."""
     def __init__(
         self,
         *,
         job_file: _builtins.str = ...,
         job_file_name: _builtins.str = ...,
         plan_digest: _builtins.str = ...,
-        start_weights_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_file", b"job_file", "job_file_name", b"job_file_name", "plan_digest", b"plan_digest", "start_weights_digest", b"start_weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_file", b"job_file", "job_file_name", b"job_file_name", "plan_digest", b"plan_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

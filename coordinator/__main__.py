@@ -1,0 +1,5 @@
+"""`python -m coordinator` is `headwater`."""
+
+from coordinator.cli import main
+
+main()

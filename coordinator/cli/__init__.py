@@ -1,0 +1,53 @@
+"""The `headwater` command, for operators and authors.
+
+Exit codes: 0 done; 1 a defect of ours; 2 your mistake (an option, a job file, a name); 3 the world
+(no coordinator answers, the database is held, the disk is full), where trying again can help;
+130 interrupted.
+"""
+
+import sys
+
+import click
+
+from coordinator import VERSION
+from headwater.errors import HeadwaterError, MissingExtraError
+
+_EXTRA = "coordinator"
+
+
+def main() -> None:
+    """Run the command, and turn errors into one line and an exit code."""
+    try:
+        from coordinator.cli.commands import headwater
+    except ImportError as error:
+        name = (error.name or "").partition(".")[0]
+        click.echo(
+            f"headwater: {name} is needed and not installed: pip install 'headwater[{_EXTRA}]'",
+            err=True,
+        )
+        sys.exit(MissingExtraError.exit_code)
+    sys.exit(run(headwater))
+
+
+def run(command: click.Command, arguments: list[str] | None = None) -> int:
+    """Run a command with these arguments (default: the process's); its exit code."""
+    try:
+        command.main(args=arguments, standalone_mode=False, prog_name="headwater")
+    except HeadwaterError as error:
+        click.echo(f"headwater: {error}", err=True)
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:  # a reader such as head has seen enough
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+__all__ = ["VERSION", "main", "run"]

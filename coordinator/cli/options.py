@@ -1,0 +1,42 @@
+"""What several commands take, once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from coordinator.control_client import ControlClient
+from coordinator.database_reader import DatabaseReader
+
+DEFAULT_ADDRESS = "127.0.0.1:7070"
+
+Command = Callable[..., Any]
+
+coordinator_option = click.option(
+    "--coordinator",
+    metavar="HOST:PORT",
+    envvar="HEADWATER_COORDINATOR",
+    default=DEFAULT_ADDRESS,
+    show_default=True,
+    show_envvar=True,
+    help="The coordinator to speak to.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def reading(command: Command) -> Command:
+    """Add --coordinator, --database and --json to a command that only reads."""
+    database = click.option(
+        "--database",
+        metavar="URL",
+        envvar="HEADWATER_DATABASE",
+        show_envvar=True,
+        help="Read this database itself; no coordinator needs to run.",
+    )
+    return json_option(database(coordinator_option(command)))
+
+
+def open_reader(coordinator: str, database: str | None) -> ControlClient | DatabaseReader:
+    """The running coordinator, or the database where one is named."""
+    return DatabaseReader(database) if database else ControlClient(coordinator)
