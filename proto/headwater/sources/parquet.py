@@ -42,8 +42,7 @@ class ParquetSource:
         self._reader = reader
         self._fields = fields
         self._count = refuse_empty(name, reader.count())
-        probe = next(reader.chunks(reader.groups, 1))
-        self._capacity = max(1, budget // max(1, example_bytes(probe)))
+        self._capacity = max(1, budget // max(1, example_bytes(reader.first())))
         self._kept: ArraySource | None = None
 
     def example_count(self) -> int:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ from headwater.sources.images import ImageDecoder
 
 _ROW = "headwater.row"
 PAGE_BUFFER_BYTES = 1 << 20
+COUNT_SLICE_ROWS = 8192
+FIRST_SLICE_ROWS = 64
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group: its file, its place there, the row that it starts at and its rows."""
+    """One row group: its file, its place there, the row that it starts at, the rows taken of it."""
 
     path: str
     index: int
     first_row: int
-    row_count: int
+    taken: int
 
 
 def parquet_files(path: str) -> tuple[str, ...]:
@@ -92,23 +94,30 @@ class ParquetReader:
 
     def count(self) -> int:
         """The number of rows that the condition takes, exactly."""
-        if self._condition is None:
-            return sum(group.row_count for group in self.groups)
-        total = 0
-        for path in dict.fromkeys(group.path for group in self.groups):
-            with readable(path):
-                total += self._fragment(path).count_rows(filter=self._expression)
-        return total
+        return sum(group.taken for group in self.groups)
+
+    def first(self) -> Chunk:
+        """The first row alone; there must be one."""
+        group = self.groups[0]
+        with contextlib.closing(open_parquet(group.path)) as file:
+            slices = self._slices(file, group, self._columns, FIRST_SLICE_ROWS)
+            piece, rows = next(found for found in slices if len(found[1]))
+            return self._chunk(piece.slice(0, 1), Origin(group.path, rows[:1]))
 
     def chunks(self, groups: Sequence[RowGroup], slice_rows: int) -> Iterator[Chunk]:
         """The rows of these groups in order, at most `slice_rows` in a chunk; none is empty."""
         for group in groups:
             with contextlib.closing(open_parquet(group.path)) as file:
-                yield from self._group_chunks(file, group, slice_rows)
+                for piece, rows in self._slices(file, group, self._columns, slice_rows):
+                    if len(rows):
+                        yield self._chunk(piece, Origin(group.path, rows))
 
-    def _group_chunks(self, file: Any, group: RowGroup, slice_rows: int) -> Iterator[Chunk]:
+    def _slices(
+        self, file: Any, group: RowGroup, columns: Sequence[str], slice_rows: int
+    ) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """Slices of a row group after the condition, with the rows' numbers in the file."""
         arrow = require("pyarrow", extra="parquet", purpose="read Parquet files")
-        slices = file.iter_batches(slice_rows, [group.index], self._columns, use_threads=False)
+        slices = file.iter_batches(slice_rows, [group.index], list(columns), use_threads=False)
         first_row = group.first_row
         while True:
             with readable(group.path):
@@ -119,10 +128,9 @@ class ParquetReader:
                 first_row += len(piece)
                 if self._condition is not None:
                     numbered = piece.append_column(_ROW, arrow.array(rows))
-                    piece = numbered.filter(self._expression)
+                    piece = numbered.filter(self._condition.expression)
                     rows = piece.column(_ROW).to_numpy()
-            if len(piece):
-                yield self._chunk(piece, Origin(group.path, rows))
+            yield piece, rows
 
     def _chunk(self, piece: Any, origin: Origin) -> Chunk:
         return tuple(self._compact(field, piece, origin) for field in self._fields.every)
@@ -142,43 +150,46 @@ class ParquetReader:
                 )
         return field.compact(np.stack(parts, axis=1), origin)
 
-    @property
-    def _expression(self) -> Any:
-        return None if self._condition is None else self._condition.expression
-
-    def _fragment(self, path: str) -> Any:
-        dataset = require("pyarrow.dataset", extra="parquet", purpose="read Parquet files")
-        files = require("pyarrow.fs", extra="parquet", purpose="read Parquet files")
-        absolute = str(Path(path).absolute())
-        return dataset.ParquetFileFormat().make_fragment(absolute, files.LocalFileSystem())
-
     def _groups(self, path: str) -> Iterator[RowGroup]:
-        """The row groups of a file that its statistics don't exclude."""
+        """The row groups of a file with rows that the condition takes."""
         with contextlib.closing(open_parquet(path)) as file:
-            names = file.schema_arrow.names
-            for column in self._columns:
-                if names.count(column) != 1:
-                    problem = "are two columns" if column in names else "is no column"
-                    raise DataError(f"{path}: there {problem} {column!r} ({listed(names)})")
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        kept = set(range(len(sizes)))
-        if self._condition is not None:
-            kept = self._kept_groups(path, self._condition)
-        first_row = 0
-        for index, size in enumerate(sizes):
-            if index in kept:
-                yield RowGroup(path, index, first_row, size)
-            first_row += size
+            self._check_columns(path, file.schema_arrow.names)
+            kept = None if self._condition is None else _not_excluded(path, self._condition)
+            first_row = 0
+            for index in range(file.num_row_groups):
+                size = file.metadata.row_group(index).num_rows
+                group = RowGroup(path, index, first_row, size)
+                first_row += size
+                if kept is not None:
+                    taken = self._count_taken(file, group) if index in kept else 0
+                    group = replace(group, taken=taken)
+                if group.taken:
+                    yield group
 
-    def _kept_groups(self, path: str, condition: Condition) -> set[int]:
-        arrow = require("pyarrow", extra="parquet", purpose="read Parquet files")
-        try:
-            fragment = self._fragment(path).subset(condition.expression)
-        except arrow.ArrowException as error:
-            raise DataError(
-                f"{path}: where={condition.text} cannot be applied to the columns: {error}"
-            ) from error
-        return {group.id for group in fragment.row_groups}
+    def _count_taken(self, file: Any, group: RowGroup) -> int:
+        columns = self._condition.columns if self._condition else ()
+        return sum(len(rows) for _, rows in self._slices(file, group, columns, COUNT_SLICE_ROWS))
+
+    def _check_columns(self, path: str, names: Sequence[str]) -> None:
+        for column in self._columns:
+            if names.count(column) != 1:
+                problem = "are two columns" if column in names else "is no column"
+                raise DataError(f"{path}: there {problem} {column!r} ({listed(names)})")
+
+
+def _not_excluded(path: str, condition: Condition) -> set[int]:
+    """The row groups of a file that its statistics don't exclude."""
+    arrow = require("pyarrow", extra="parquet", purpose="read Parquet files")
+    dataset = require("pyarrow.dataset", extra="parquet", purpose="read Parquet files")
+    files = require("pyarrow.fs", extra="parquet", purpose="read Parquet files")
+    absolute = str(Path(path).absolute())
+    fragment = dataset.ParquetFileFormat().make_fragment(absolute, files.LocalFileSystem())
+    try:
+        return {group.id for group in fragment.subset(condition.expression).row_groups}
+    except arrow.ArrowException as error:
+        raise DataError(
+            f"{path}: where={condition.text} cannot be applied to the columns: {error}"
+        ) from error
 
 
 def decoded(array: Any, column: str, decoder: ImageDecoder, origin: Origin) -> NDArray[np.uint8]:
