@@ -39,6 +39,23 @@ avg_pool2d max_pool2d_with_indices max_pool2d_with_indices_backward""".split()
 """Lowered directly. The stock decomposition of floor_divide goes through floating division."""
 
 
+_LIBRARY = torch.library.Library("headwater", "FRAGMENT")
+_LIBRARY.define("padded(Tensor features, int[] amounts) -> Tensor")
+
+
+@torch.library.impl(_LIBRARY, "padded", "CompositeExplicitAutograd")
+def _padded(features: Tensor, amounts: list[int]) -> Tensor:
+    """Zeros on both sides of the last dimensions: constant_pad_nd, which fixes a symbolic batch."""
+    return torch.nn.functional.pad(features, [a for a in reversed(amounts) for _ in (0, 1)])
+
+
+@torch.library.register_fake("headwater::padded")
+def _padded_shape(features: Tensor, amounts: list[int]) -> Tensor:
+    lead = features.dim() - len(amounts)
+    sizes = zip(features.shape[lead:], amounts, strict=True)
+    return features.new_empty([*features.shape[:lead], *(size + 2 * a for size, a in sizes)])
+
+
 @cache
 def table() -> dict[Any, Callable[..., Any]]:
     """Decompositions by operator: torch's own, then ours."""
@@ -100,8 +117,8 @@ def _weight_gradient(
     if len(taps) > _MANY_TAPS:
         return _weight_gradient_as_convolution(wide, narrow, window, stride, padding, dilation, groups)
     if any(padding):
-        wide = aten.constant_pad_nd(wide, [p for p in reversed(padding) for _ in (0, 1)], 0.0)
-    lead = [-1] if groups == 1 else [-1, groups]
+        wide = torch.ops.headwater.padded(wide, padding)
+    lead = [wide.shape[0]] if groups == 1 else [wide.shape[0], groups]
     patches = [
         _shifted(wide, tap, narrow, stride, dilation).reshape(*lead, columns, positions)
         for tap in taps

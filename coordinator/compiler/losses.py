@@ -52,21 +52,19 @@ def class_dimension(output: Any, target: Tensor) -> int:
     Raises:
         CompileError: the shapes fit neither form, or both.
     """
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    wanted = tuple(target.shape)
     if isinstance(output, Tensor) and output.dim() == target.dim() + 1:
-        second = tuple(output.shape[2:]) == wanted[1:]
-        last = tuple(output.shape[1:-1]) == wanted[1:]
+        second = output.shape[2:] == target.shape[1:]
+        last = output.shape[1:-1] == target.shape[1:]
         if output.dim() > 2 and second and last:
             raise CompileError(
-                f"an output of shape {_without_batch(output)} with targets of shape "
-                f"{_without_batch(target)} (without the batch) can hold the classes in the second "
-                "or the last dimension: write the loss as a function of your own"
+                f"an output {shape_of(output)} with targets {shape_of(target)} can hold the classes "
+                "in the second or the last dimension: write the loss as a function of your own"
             )
         if second or last:
             return 1 if second else output.dim() - 1
     raise CompileError(
-        f"the loss does not fit: output {shape} with class targets {wanted}; expected outputs "
+        f"the loss does not fit: the model's output is {shape_of(output)} and the class targets are "
+        f"{shape_of(target)}; expected outputs "
         "[batch, class, ...] or [batch, ..., class] and targets [batch, ...]"
     )
 
@@ -84,17 +82,19 @@ def classes_second(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _same_shape(output: Any, target: Tensor) -> Tensor:
     """The target, after refusing what torch would broadcast with a mere warning."""
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != tuple(target.shape):
+    if not isinstance(output, Tensor) or output.shape != target.shape:
         raise CompileError(
-            f"the loss does not fit: the model's output is {shape} and the target "
-            f"{tuple(target.shape)}; both need one shape"
+            f"the loss does not fit: the model's output is {shape_of(output)} and the target "
+            f"{shape_of(target)}; both need one shape"
         )
-    return target.to(output.dtype) if not target.is_floating_point() else target
+    return target if target.is_floating_point() else target.to(output.dtype)
 
 
-def _without_batch(tensor: Tensor) -> list[int]:
-    return [int(size) for size in tensor.shape[1:]]
+def shape_of(value: Any) -> str:
+    """A shape for messages, such as [batch, 10]; the name of the type for anything else."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"[{', '.join(str(s) if isinstance(s, int) else 'batch' for s in value.shape)}]"
 
 
 def checked_loss(value: Any) -> Tensor:
@@ -103,7 +103,7 @@ def checked_loss(value: Any) -> Tensor:
         raise CompileError(f"the loss returned {type(value).__name__}; expected a scalar tensor")
     if value.dim() != 0 or not value.is_floating_point():
         raise CompileError(
-            f"the loss returned shape {tuple(value.shape)} of {value.dtype}; expected one floating "
+            f"the loss returned {shape_of(value)} of {value.dtype}; expected one floating "
             "number, the mean over the batch"
         )
     return value

@@ -35,10 +35,10 @@ def translates(*names: str) -> Callable[[Translation], Translation]:
 
     def register(function: Translation) -> Translation:
         for name in names:
-            packet = getattr(torch.ops.aten, name.split(".")[0])
-            overloads = [name.split(".")[1]] if "." in name else packet.overloads()
-            for overload in overloads:
-                _TRANSLATIONS[getattr(packet, overload)] = function
+            library, _, rest = name.rpartition("::")
+            operator_name, overload = rest.split(".")
+            packet = getattr(getattr(torch.ops, library or "aten"), operator_name)
+            _TRANSLATIONS[getattr(packet, overload)] = function
         return function
 
     return register

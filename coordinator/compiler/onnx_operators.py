@@ -202,13 +202,23 @@ def _threshold_backward(context: Context, gradient: Value, value: Value, thresho
     return context.op("Mul", gradient.name, context.cast(above, torch.bool, gradient.dtype))
 
 
-@translates("clamp.default", "clamp.Tensor")
+@translates("clamp.default", "clamp.Tensor", "hardtanh.default")
 def _clamp(context: Context, value: Value, low: Any = None, high: Any = None) -> Result:
     dtype = context.result.dtype
     name = context.operand(value, dtype)
     if low is not None:
         name = context.op("Max", name, context.operand(low, dtype))
     return name if high is None else context.op("Min", name, context.operand(high, dtype))
+
+
+@translates("clamp_min.default")
+def _at_least(context: Context, value: Value, low: Any) -> Result:
+    return _clamp(context, value, low)
+
+
+@translates("clamp_max.default")
+def _at_most(context: Context, value: Value, high: Any) -> Result:
+    return _clamp(context, value, None, high)
 
 
 @translates("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")

@@ -176,6 +176,12 @@ def _padded(context: Context, value: Value, pads: list[int], fill: Any) -> Resul
     )
 
 
+@translates("headwater::padded.default")
+def _zero_padded(context: Context, value: Value, amounts: list[int]) -> Result:
+    sides = [0] * (value.rank - len(amounts)) + amounts
+    return context.op("Pad", value.name, context.integers(sides + sides))
+
+
 @translates("flip.default")
 def _flipped(context: Context, value: Value, dimensions: list[int]) -> Result:
     axes = [axis % value.rank for axis in dimensions]
@@ -206,7 +212,9 @@ def _element_count(context: Context, value: Value) -> Result:
     return context.op("ReduceProd", shape, context.integers([0]), keepdims=1)
 
 
-@translates("full.default", "zeros.default", "ones.default", "empty.memory_format")
+@translates(
+    "full.default", "zeros.default", "ones.default", "empty.memory_format", "empty_permuted.default"
+)
 def _filled(context: Context, shape: list[Any], fill: Any = 0, *_: Any) -> Result:
     if "ones" in str(context.node.target):
         fill = 1

@@ -62,6 +62,8 @@ class PortableFunctions(TorchFunctionMode):
             return self._diverted_dropout(func, *args, **kwargs)
         if func is _ATTENTION:
             return self._attention(*args, **kwargs)
+        if func is F.pad and not self.only_random:
+            return _padded(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in _CELLS and len(args) == 9:
             draws = args[5] and args[6]
@@ -166,6 +168,28 @@ class PortableFunctions(TorchFunctionMode):
                 sequence = self._dropout(sequence, dropout)
         output = sequence.transpose(0, 1) if batch_first else sequence
         return (output, *(torch.stack(list(state)) for state in zip(*finals, strict=True)))
+
+
+def _padded(
+    input: Tensor,  # noqa: A002 - torch's name
+    pad: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,
+) -> Tensor:
+    """Constant padding by joining, since torch's own operator fixes the batch while it is traced."""
+    if mode != "constant":
+        return F.pad(input, list(pad), mode, value)
+    for pair in range(len(pad) // 2):
+        axis = input.dim() - 1 - pair
+        low, high = pad[2 * pair : 2 * pair + 2]
+        input = input.narrow(axis, max(-low, 0), input.shape[axis] - max(-low, 0) - max(-high, 0))  # noqa: A001
+        sides = [
+            input.new_full((*input.shape[:axis], size, *input.shape[axis + 1 :]), value or 0.0)
+            for size in (max(low, 0), max(high, 0))
+        ]
+        kept = [part for part in (sides[0], input, sides[1]) if part.shape[axis] != 0]
+        input = torch.cat(kept, axis)  # noqa: A001
+    return input
 
 
 def _scores_where_not(allowed: Tensor, scores: Tensor) -> Tensor:

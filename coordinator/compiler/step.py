@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from coordinator.compiler.losses import checked_loss
+from coordinator.compiler.losses import checked_loss, shape_of
 from coordinator.compiler.metrics import Metric
 from coordinator.compiler.optimizers import Optimizer
 from coordinator.compiler.rewrites import PortableFunctions
@@ -143,6 +143,7 @@ def _detached(output: Any) -> Any:
 
 def _scalar(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() != 0:
-        kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise CompileError(f"the metric {name!r} returned {kind}; expected one number, the mean")
+        raise CompileError(
+            f"the metric {name!r} returned {shape_of(value)}; expected one number, the mean"
+        )
     return value

@@ -103,7 +103,8 @@ def trace_step(
     shapes = ShapeEnv()
     mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
     fakes = [_fake(mode, tensor, name in batched) for name, tensor in examples.items()]
-    with _explained(), _quiet(), mode, _ModulePaths(modules):
+    paths = _ModulePaths(modules)
+    with _explained(paths), _quiet(), mode, paths:
         module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
     if batched:
         _check_batch(fakes[list(examples).index(batched[0])])
@@ -118,13 +119,16 @@ def decompose(step: TracedStep, table: Mapping[Any, Callable[..., Any]]) -> Trac
     """The same step with operators replaced by those of a decomposition table."""
     values = [node.meta["val"] for node in step.placeholders]
     mode = next(value.fake_mode for value in values)
-    with _explained(), _quiet(), mode:
+    with _quiet(), mode:
         interpreter = _PathKeepingInterpreter(step.module)
         traced = make_fx(
             lambda *tensors: interpreter.run(*tensors, enable_io_processing=False),
             decomposition_table=dict(table), tracing_mode="real", _allow_non_fake_inputs=True,
         )(*values)  # fmt: skip
     traced.graph.eliminate_dead_code()
+    for value in values:
+        if any(not isinstance(size, int) and _fixed(size) for size in value.shape):
+            raise CompileError("a decomposition of ours fixes the batch size: please report this model")
     return TracedStep(traced, step.inputs, step.outputs)
 
 
@@ -137,7 +141,7 @@ def module_path(node: fx.Node) -> str:
 def place(node: fx.Node) -> str:
     """Where in the author's model an operator sits, for messages."""
     path = module_path(node)
-    return f"in module {path!r}" if path else "outside of the model's submodules"
+    return f"in module {path!r}" if path else "in the model's own forward, the loss or a metric"
 
 
 class _Stamper:
@@ -178,6 +182,11 @@ class _ModulePaths:
         for handle in self._handles:
             handle.remove()
 
+    @property
+    def current(self) -> str:
+        """` in module 'PATH'`, where an error left the author's code, or nothing."""
+        return f" in module {self._paths[-1]!r}" if self._paths[-1] else ""
+
     def _enter(self, path: str) -> None:
         self._stamper.stamp(self._paths[-1])
         self._paths.append(path)
@@ -213,11 +222,16 @@ def _fake(mode: FakeTensorMode, tensor: Tensor, batched: bool) -> Tensor:
 
 def _check_batch(example: Tensor) -> None:
     size = example.shape[0]
-    if isinstance(size, int) or size.node.maybe_as_int() is not None:
+    if isinstance(size, int) or _fixed(size):
         raise CompileError(
             "the model or loss fixes the batch size (a comparison or int() of a batch dimension): "
             "use x.shape[0] only in shapes, so that the last, smaller batch can run"
         )
+
+
+def _fixed(size: torch.SymInt) -> bool:
+    """Whether a symbolic size was found to be one number."""
+    return size.node.maybe_as_int() is not None or not size.node.expr.free_symbols
 
 
 def _check_operators(graph: fx.Graph) -> None:
@@ -246,14 +260,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(paths: _ModulePaths) -> Iterator[None]:
     """Turns what torch raises while it traces into an error that names the author's line."""
     try:
         yield
     except CompileError as error:
-        raise CompileError(f"{error}{author_line(error)}") from error
+        raise CompileError(f"{error}{paths.current}{author_line(error)}") from error
     except Exception as error:
-        where = author_line(error)
+        where = paths.current + author_line(error)
         if _depends_on_data(error):
             raise CompileError(
                 "the model, loss or metric branches on the values of a tensor (if, while, int(), "
