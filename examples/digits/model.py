@@ -1,4 +1,8 @@
-"""A small convolutional network for 8x8 handwritten digits: 13,706 parameters."""
+"""A small convolutional network for 8x8 handwritten digits: 10,026 parameters.
+
+Group normalization keeps clients with few classes from pulling the model apart (Hsieh, Phanishayee,
+Mutlu, Gibbons, "The non-IID data quagmire of decentralized machine learning", ICML 2020).
+"""
 
 from torch import Tensor, nn
 
@@ -9,18 +13,13 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
+            nn.Conv2d(1, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32), nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        )
-        self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
-        )
+        )  # fmt: skip
+        self.classifier = nn.Linear(32 * 4 * 4, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """The score of each class."""
-        scores: Tensor = self.classifier(self.features(images))
+        scores: Tensor = self.classifier(self.features(images).flatten(1))
         return scores
