@@ -147,8 +147,10 @@ class Download:
     def __enter__(self) -> "Download":
         with disk_errors(self._path):
             self._file = self._path.open("a+b", buffering=0)
+            size_bytes = os.fstat(self._file.fileno()).st_size
             self._file.seek(0)
-            while chunk := self._file.read(_CHUNK_BYTES):
+            while self.offset_bytes < size_bytes:
+                chunk = self._file.read(_CHUNK_BYTES)
                 self._hash.update(chunk)
                 self.offset_bytes += len(chunk)
         return self

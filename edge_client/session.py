@@ -83,7 +83,7 @@ class Session:
             or trainer_opener(self._backend, threads=settings.threads, device=settings.device),
             open_source or sources.open_source,
         )
-        self._status = StatusFile(state.status, self._facts())
+        self._status = StatusFile(state.status, self._facts(), self._cache)
         self._attending = asyncio.Event()
         self._stopping = asyncio.Event()
         self._attendance: Attendance | None = None

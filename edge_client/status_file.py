@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from edge_client.cache import BlobCache
 from edge_client.durable import disk_errors, replace_json
 from edge_client.work import Work
 from headwater.errors import StorageError
@@ -17,12 +18,14 @@ _log = logging.getLogger("headwater.client")
 class StatusFile:
     """Rewrites the file at every change of note; a full disk only costs the news."""
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, facts: dict[str, Any], cache: BlobCache) -> None:
+        self._cache = cache
         self._path = path
         self._facts = facts
         self._connected_since: str | None = None
         self._work: Work | None = None
         self._recent: dict[int, dict[str, Any]] = {}
+        self._fates: dict[int, dict[str, Any]] = {}
 
     def connected(self, yes: bool) -> None:
         """The stream was welcomed, or ended."""
@@ -44,17 +47,12 @@ class StatusFile:
             "reason": reason,
             "ended_at": _now(),
         }
-        while len(self._recent) > _RECENT:
-            self._recent.pop(next(iter(self._recent)))
+        _forget_oldest(self._recent)
 
     def fate(self, assignment_id: int, state: str, folded: bool, reason: str) -> None:
-        """What the coordinator made of an assignment."""
-        if entry := self._recent.get(assignment_id):
-            entry["fate"] = {"state": state, "folded": folded, "reason": reason}
-
-    def set_cache(self, used_bytes: int, budget_bytes: int) -> None:
-        """How full the cache is."""
-        self._facts["cache"] = {"used_bytes": used_bytes, "budget_bytes": budget_bytes}
+        """What the coordinator made of an assignment; may come before `ended`."""
+        self._fates[assignment_id] = {"state": state, "folded": folded, "reason": reason}
+        _forget_oldest(self._fates)
 
     def write(self) -> None:
         """Write the file."""
@@ -71,7 +69,14 @@ class StatusFile:
             "written_at": _now(),
             "connected_since": self._connected_since,
             "assignment": current,
-            "recent": list(self._recent.values()),
+            "cache": {
+                "used_bytes": self._cache.used_bytes,
+                "budget_bytes": self._cache.budget_bytes,
+            },
+            "recent": [
+                {**entry, "fate": self._fates.get(assignment_id)}
+                for assignment_id, entry in self._recent.items()
+            ],
         }
         try:
             replace_json(self._path, document)
@@ -94,6 +99,11 @@ def read_status(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise StorageError(f"{path} is damaged: {error}") from error
     return dict(document)
+
+
+def _forget_oldest(entries: dict[int, dict[str, Any]]) -> None:
+    while len(entries) > _RECENT:
+        entries.pop(next(iter(entries)))
 
 
 def _now() -> str:

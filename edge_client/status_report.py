@@ -18,9 +18,8 @@ def status_lines(status: dict[str, Any], process_id: str | None) -> Iterator[str
     state = f"since {since}" if since and process_id else "not connected"
     yield f"coordinator {status['coordinator']}, {state}"
     yield "data        " + (", ".join(f"{k}={v}" for k, v in status["data"].items()) or "none")
-    if cache := status.get("cache"):
-        used, budget = show_bytes(cache["used_bytes"]), show_bytes(cache["budget_bytes"])
-        yield f"cache       {used} of {budget}"
+    cache = status["cache"]
+    yield f"cache       {show_bytes(cache['used_bytes'])} of {show_bytes(cache['budget_bytes'])}"
     yield "working on  " + _assignment(status["assignment"] if process_id else None)
     for entry in reversed(status["recent"]):
         yield "  " + _ended(entry)
@@ -39,6 +38,6 @@ def _ended(entry: dict[str, Any]) -> str:
     parts = [f"{entry['ended_at']}  {entry['job']} round {entry['round']}: {entry['outcome']}"]
     if entry["reason"]:
         parts.append(f" ({entry['reason']})")
-    if fate := entry.get("fate"):
+    if fate := entry["fate"]:
         parts.append(f", then {fate['state']}{', folded' if fate['folded'] else ''}")
     return "".join(parts)
