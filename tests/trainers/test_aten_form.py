@@ -1,6 +1,7 @@
 """Writing the torch form of a trace: functional, deterministic, and refused at compile time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def trace(function: Function, *examples: Tensor) -> fx.GraphModule:
         sizes = [DimDynamic.STATIC] * tensor.dim()
         if index == len(examples) - 1:
             sizes[0] = DimDynamic.DUCK
-        context = StatelessSymbolicContext(dynamic_sizes=sizes)
+        context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=sizes)
         fakes.append(mode.from_tensor(tensor, symbolic_context=context))
     with mode:
         return make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
@@ -39,7 +40,8 @@ def trace(function: Function, *examples: Tensor) -> fx.GraphModule:
 
 def written(function: Function, *examples: Tensor) -> bytes:
     module = trace(function, *examples)
-    outputs = len(module.graph.output_node().args[0])
+    results: Any = module.graph.output_node().args[0]
+    outputs = len(results)
     return to_json(
         module, [f"i{n}" for n in range(len(examples))], [f"o{n}" for n in range(outputs)]
     )
@@ -49,7 +51,9 @@ def loaded(data: bytes) -> fx.GraphModule:
     return load_graph(AtenGraph.from_bytes(data), torch.device("cpu"))
 
 
-def normalized(weight: Tensor, mean: Tensor, variance: Tensor, count: Tensor, x: Tensor):
+def normalized(
+    weight: Tensor, mean: Tensor, variance: Tensor, count: Tensor, x: Tensor
+) -> list[Tensor]:
     """A batch norm applied twice, as a shared layer is, with its buffers written in place."""
     mean, variance, count = mean.clone(), variance.clone(), count.clone()
     for _ in range(2):

@@ -152,7 +152,7 @@ def test_no_allowed_operator_writes_or_draws() -> None:
         ({"nodes": [node(2**63)]}, "an integer has more than 64 bits"),
         ({"nodes": [node("__import__('os')")]}, "is not an allowed word"),
         ({"nodes": [node([[[[[[1]]]]]])]}, "lists are nested too deep"),
-        ({"nodes": [node(**{"a=1, b": 1})]}, "is no argument's name"),
+        ({"nodes": [["aten.mm.default", [], {"a=1, b": 1}]]}, "is no argument's name"),
         ({"outputs": [["c", 3]]}, "output 'c': it refers to value 3"),
         ({"outputs": [["c", "2"]]}, "outputs: an item is not"),
         ({"outputs": [["c", 2], ["c", 0]]}, "outputs: a name occurs twice"),

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_client.trainers.torch_aten import load_graph
 from headwater.aten import AtenGraph, AtenNode, Device, Reference, Symbol
@@ -133,6 +135,27 @@ def test_an_item_that_is_not_there_is_named() -> None:
         run(split, call("item", B, 7), values=(torch.zeros(2, 2),))
     with pytest.raises(PlanError, match="takes result 0"):
         run(call("item", A, 0), values=(torch.zeros(2, 2),))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_damage_ends_in_a_plan_error_or_a_valid_graph(data: st.DataObject) -> None:
+    nodes = (
+        call("aten.sym_size.int", A, 0),
+        call("number.mul", Reference(2), 2),
+        call("aten.sum.dim_IntList", B, (0,), True, dtype=Symbol("dtype", "float32")),
+        call("aten.full.default", (Reference(3),), 0.5, device=Device()),
+    )
+    constants = (np.arange(3, dtype=np.float32),)
+    whole = AtenGraph(("a",), constants, nodes, (("out", Reference(5)),)).to_bytes()
+    start = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(start, min(len(whole), start + 6)))
+    text = st.text('0123456789-,:[]{}"aeflnrstuv.x_ ', max_size=6)
+    damaged = whole[:start] + data.draw(text).encode() + whole[end:]
+    try:
+        load_graph(AtenGraph.from_bytes(damaged), CPU)
+    except PlanError as error:
+        assert len(str(error)) < 400
 
 
 def test_an_operator_that_this_torch_lacks_says_what_to_do(monkeypatch: Any) -> None:

@@ -1,6 +1,7 @@
 """What only the torch trainer does: devices, errors in our words, silence, no sharing of memory."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from edge_client.trainers import open_trainer
 from edge_client.trainers.torch_trainer import EVALUATE, TRAIN, TorchTrainer
 from headwater.aten import AtenGraph, AtenNode, Reference
 from headwater.batch import Batch
-from headwater.errors import DataError, PlanError, UsageError
+from headwater.errors import DataError, MissingExtraError, PlanError, UsageError
 from headwater.plan import Plan
 from tests.zoo import ZOO, batch
 
@@ -49,6 +51,16 @@ def test_auto_takes_a_gpu_where_there_is_one(plan_of: PlanOf) -> None:
 def test_a_device_that_is_not_there_is_named(plan_of: PlanOf, device: str) -> None:
     with pytest.raises(UsageError, match=f"device '{device}' cannot be used .* choose auto, cpu"):
         trainer_of(plan_of("mlp"), device=device)
+
+
+def test_without_torch_one_line_names_the_extra(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of("mlp")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'headwater\[torch\]'") as caught:
+        open_trainer(plan, "torch", threads=1)
+    assert "\n" not in str(caught.value)
 
 
 def test_threads_are_capped(plan_of: PlanOf) -> None:

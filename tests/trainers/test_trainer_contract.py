@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from coordinator.compiler.losses import loss_function
 from coordinator.compiler.optimizers import optimizer_from
@@ -72,7 +73,7 @@ def eager(name: str, count: int, dtype: torch.dtype) -> dict[str, Array]:
         optimizer.zero_grad()
         with PortableFunctions(torch.tensor(seed)):
             result = loss(model(*inputs), *map(torch.from_numpy, examples.targets))
-        result.backward()
+        torch.autograd.backward(result)
         optimizer.step()
     state: dict[str, Array] = {
         name: tensor.detach().numpy() for name, tensor in model.state_dict().items()
@@ -84,9 +85,9 @@ def distances(layout: Layout, found: Weights, exact: dict[str, Array]) -> dict[s
     """The largest difference in each floating tensor."""
     named = layout.unflatten(found)
     return {
-        name: float(np.abs(named[name].astype(np.float64) - exact[name]).max())
-        for name in named
-        if named[name].dtype == np.float32
+        name: float(np.abs(array.astype(np.float64) - exact[name].astype(np.float64)).max())
+        for name, array in named.items()
+        if array.dtype == np.float32
     }
 
 
@@ -220,7 +221,7 @@ def test_optimizer_state_of_another_plan_is_refused(plan_of: PlanOf, backend: st
 def test_the_learning_rate_is_an_input(plan_of: PlanOf, backend: str) -> None:
     plan, examples = plan_of("mlp"), batch(ZOO["mlp"], 4, 0)
 
-    def step(**hyperparameters: float) -> Array:
+    def step(**hyperparameters: float) -> NDArray[np.float32]:
         trainer = started(plan, backend)
         trainer.train_step(examples, hyperparameters, 0)
         return trainer.weights().floats - plan.initial_weights().floats
