@@ -5,7 +5,7 @@
     plan = compile_job("examples/digits/job.toml", output="digits.plan")
     print(plan.digest)
 
-It needs the `author` extra. Sending a job to a coordinator is `coordinator.control_client`'s.
+It needs the `author` extra. `coordinator.control_client` sends the job to a coordinator.
 """
 
 from collections.abc import Callable
