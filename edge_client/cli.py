@@ -5,12 +5,11 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
 from edge_client.fit import Fit, measure_fit
-from edge_client.logs import LogFormat
 from edge_client.profile import available_cores, memory_bytes
 from edge_client.program import INTERRUPTED, end_process, run_client
 from edge_client.runtime import choose_backend, choose_device, trainer_opener
@@ -96,8 +95,7 @@ def run(config: Path | None, verbose: bool, **options: Any) -> None:
       headwater-client run --coordinator localhost:7700 --data digits=/data/digits.npz
     """
     settings = check_settings(_merged(config, options))
-    code = run_client(settings, log_format=cast(LogFormat, settings.log_format), verbose=verbose)
-    end_process(code)
+    end_process(run_client(settings, verbose=verbose))
 
 
 @client.command(epilog=_EPILOG)

@@ -4,9 +4,6 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Literal
-
-LogFormat = Literal["text", "json"]
 
 _CONTEXT = ("job", "round", "assignment")
 
@@ -42,10 +39,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
-def configure_logs(log_format: LogFormat, client_id: str, level: int = logging.INFO) -> None:
-    """Send everything that this program logs to standard error."""
+def configure_logs(log_format: str, client_id: str, *, verbose: bool = False) -> None:
+    """Send everything that this program logs to standard error, as `text` or `json` lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if log_format == "text" else JsonFormatter(client_id))
+    level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 

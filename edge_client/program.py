@@ -7,17 +7,24 @@ import signal
 import sys
 
 from edge_client.identity import load_identity
-from edge_client.logs import LogFormat, configure_logs
+from edge_client.logs import configure_logs
 from edge_client.session import Session
 from edge_client.settings import Settings
 from edge_client.state import held_state
+from edge_client.workbench import OpenSource, OpenTrainer
 
 INTERRUPTED = 130
 _log = logging.getLogger("headwater.client")
 
 
-def run_client(settings: Settings, *, log_format: LogFormat, verbose: bool) -> int:
-    """Run until SIGTERM (returns 0) or SIGINT (returns 130).
+def run_client(
+    settings: Settings,
+    *,
+    verbose: bool = False,
+    open_trainer: OpenTrainer | None = None,
+    open_source: OpenSource | None = None,
+) -> int:
+    """Run until SIGTERM (returns 0) or SIGINT (returns 130); see `Session` for the factories.
 
     Raises:
         HeldError: another process uses the state directory.
@@ -25,8 +32,10 @@ def run_client(settings: Settings, *, log_format: LogFormat, verbose: bool) -> i
     """
     with held_state(settings.state) as state:
         identity = load_identity(state)
-        configure_logs(log_format, identity.client_id, logging.DEBUG if verbose else logging.INFO)
-        session = Session(settings, state, identity)
+        configure_logs(settings.log_format, identity.client_id, verbose=verbose)
+        session = Session(
+            settings, state, identity, open_trainer=open_trainer, open_source=open_source
+        )
         _log.info("client %s (%s) starts", identity.client_id, settings.name)
         code = asyncio.run(_until_signalled(session))
         _log.info("client %s stops", identity.client_id)

@@ -97,9 +97,9 @@ class Worker:
             self._send(self._last_word)
 
     def stop(self) -> None:
-        """Stop training between two steps; the process is ending."""
+        """Stop training between two steps, because the client is stopping; keep the journal."""
         if self._work is not None:
-            self._work.drop("this client is stopping")
+            self._work.activity.stopping.set()
         self._thread.close()
 
     async def run(self) -> None:

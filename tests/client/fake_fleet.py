@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc.aio
+
 from headwater.errors import NotFoundError
 from headwater.status import StatusInterceptor
 from headwater.v1 import fleet_pb2 as pb

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from edge_client.identity import Identity
+from edge_client.session import Session
+from edge_client.settings import Settings
+from edge_client.state import StateDirectory
 from headwater.batch import Batch, TensorSignature
 from headwater.layout import Role, TensorSpec, Weights
 from headwater.manifest import GraphPort, Manifest, Member, OptimizerSpec, PeakMemory
 from headwater.plan import Plan
 from headwater.safetensors import write_weights
 from headwater.v1 import fleet_pb2 as pb
-
-from edge_client.identity import Identity
-from edge_client.session import Session
-from edge_client.settings import Settings
-from edge_client.state import StateDirectory
 from tests.client.fake_fleet import FakeFleet, sha256
 
 PACE_SECONDS = 0.005
@@ -188,7 +188,9 @@ class Ones:
 
     def batches(self, batch_size: int, seed: int | None) -> Iterator[Batch]:
         self.seeds.append(seed)
-        for start in itertools.takewhile(lambda at: at < self.count, itertools.count(0, batch_size)):
+        for start in itertools.takewhile(
+            lambda at: at < self.count, itertools.count(0, batch_size)
+        ):
             size = min(batch_size, self.count - start)
             yield Batch((np.ones((size, 2), np.float32),), (np.zeros(size, np.int64),))
 

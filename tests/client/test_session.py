@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from edge_client.seeds import seed_of_epoch, seed_of_step
 from headwater.errors import DiskFullError, NotFoundError
 from headwater.manifest import PeakMemory
 from headwater.updates import StoredUpdate, encoding_named
 from headwater.v1 import fleet_pb2 as pb
-
-from edge_client.seeds import seed_of_epoch, seed_of_step
 from tests.client.fake_fleet import FakeFleet, frame_bytes, have_it
 from tests.client.fakes import CLIENT_ID, Device, TinyJob
 
@@ -67,9 +67,7 @@ async def test_only_the_members_of_the_trainer_are_fetched(
     assert fetched == {job.plan_digest, job.weights_digest, *wanted}
 
 
-async def test_local_steps_cycle_and_count_what_they_saw(
-    fleet: FakeFleet, device: Device
-) -> None:
+async def test_local_steps_cycle_and_count_what_they_saw(fleet: FakeFleet, device: Device) -> None:
     job = TinyJob(fleet)
     await fleet.next("welcomed")
     fleet.push(assignment=job.assignment(1, local_epochs=0, local_steps=2))
@@ -81,9 +79,7 @@ async def test_local_steps_cycle_and_count_what_they_saw(
     assert summary.metrics_after["loss"] == 1.0
 
 
-async def test_an_evaluation_sends_metrics_and_no_update(
-    fleet: FakeFleet, device: Device
-) -> None:
+async def test_an_evaluation_sends_metrics_and_no_update(fleet: FakeFleet, device: Device) -> None:
     job = TinyJob(fleet)
     await fleet.next("welcomed")
     fleet.push(assignment=job.assignment(3, purpose=pb.PURPOSE_EVALUATE, local_epochs=0))
@@ -260,9 +256,7 @@ async def test_cancel_stops_between_two_steps(fleet: FakeFleet, device: Device) 
     assert recent(device)[0]["reason"] == "the round closed"
 
 
-async def test_a_newer_assignment_replaces_an_older_one(
-    fleet: FakeFleet, device: Device
-) -> None:
+async def test_a_newer_assignment_replaces_an_older_one(fleet: FakeFleet, device: Device) -> None:
     job = TinyJob(fleet)
     await fleet.next("welcomed")
     fleet.offer_answers.append(
@@ -377,9 +371,7 @@ async def test_a_bad_plan_is_declined(fleet: FakeFleet, device: Device) -> None:
     job = TinyJob(fleet)
     await fleet.next("welcomed")
     newer = json.loads(job.manifest.to_bytes()) | {"schema": 99}
-    fleet.push(
-        assignment=job.assignment(1, plan_digest=fleet.add_blob(json.dumps(newer).encode()))
-    )
+    fleet.push(assignment=job.assignment(1, plan_digest=fleet.add_blob(json.dumps(newer).encode())))
     assert "the plan has schema 99" in (await fleet.next("decline")).reason
     digest = TinyJob(fleet, members={}).plan_digest
     fleet.push(assignment=job.assignment(2, plan_digest=digest))
