@@ -1,0 +1,137 @@
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from headwater import plan_checks
+from headwater.errors import PlanError
+from headwater.plan_checks import check_graph, check_memory
+from onnx import TensorProto, helper
+
+from tests.plans import compiled
+
+
+def model(*nodes: onnx.NodeProto, opset: int = 20, domain: str = "") -> onnx.ModelProto:
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("x", "y")]
+    chosen = nodes or (helper.make_node("Relu", ["x"], ["y"]),)
+    graph = helper.make_graph(list(chosen), "g", ports[:1], ports[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid(domain, opset)])
+
+
+def refused(bad: onnx.ModelProto, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        check_graph(bad.SerializeToString(), "train.onnx")
+
+
+def test_an_ordinary_graph_passes() -> None:
+    check_graph(model().SerializeToString(), "train.onnx")
+
+
+def test_every_graph_of_the_compiler_passes() -> None:
+    for name, data in compiled("resnet").members.items():
+        if name.endswith(".onnx"):
+            check_graph(data, name)
+
+
+@pytest.mark.parametrize("kind", ["RandomNormal", "Loop", "If", "Dropout", "Multinomial"])
+def test_operators_off_the_list_are_refused(kind: str) -> None:
+    refused(model(helper.make_node(kind, ["x"], ["y"])), f"operator '{kind}', which is not on")
+
+
+def test_other_domains_are_refused() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], domain="com.microsoft")
+    refused(model(node), "'Relu' of the domain 'com.microsoft'")
+    refused(model(domain="evil"), "operator domain 'evil'")
+
+
+@pytest.mark.parametrize("opset", [7, 99])
+def test_other_operator_sets_are_refused(opset: int) -> None:
+    refused(model(opset=opset), f"operator set {opset}; this version of headwater runs 18 to 23")
+
+
+def test_external_data_is_refused() -> None:
+    bad = model()
+    tensor = TensorProto(name="w", dims=[1], data_type=TensorProto.FLOAT)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    bad.graph.initializer.append(tensor)
+    refused(bad, "refers to data outside of its file")
+
+
+def test_external_data_in_a_constant_node_is_refused() -> None:
+    tensor = TensorProto(name="w", dims=[1], data_type=TensorProto.FLOAT)
+    tensor.data_location = TensorProto.EXTERNAL
+    refused(model(helper.make_node("Constant", [], ["y"], value=tensor)), "outside of its file")
+
+
+def test_functions_and_sparse_constants_are_refused() -> None:
+    bad = model()
+    bad.functions.append(onnx.FunctionProto(name="f", domain="ours"))
+    refused(bad, "defines functions of its own")
+    bad = model()
+    bad.graph.sparse_initializer.append(onnx.SparseTensorProto(dims=[1]))
+    refused(bad, "sparse constant")
+
+
+def test_nesting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_checks, "OPERATORS", plan_checks.OPERATORS | {"If"})
+    inner = model().graph
+    for _ in range(4):
+        node = helper.make_node("If", ["x"], ["y"], then_branch=inner)
+        inner = helper.make_graph([node], "g", [], [])
+    bad = model()
+    bad.graph.CopyFrom(inner)
+    refused(bad, "nests graphs deeper than the limit of 4")
+
+
+def test_very_deep_nesting_does_not_exhaust_the_stack() -> None:
+    inner = b"\x0a\x04\x22\x02If"
+    for _ in range(500):
+        attribute = b"\x32" + _length(inner) + inner
+        node = b"\x2a" + _length(attribute) + attribute
+        inner = b"\x0a" + _length(node) + node
+    with pytest.raises(PlanError, match="nests too deeply"):
+        check_graph(b"\x3a" + _length(inner) + inner, "train.onnx")
+
+
+def _length(data: bytes) -> bytes:
+    value, found = len(data), b""
+    while value > 127:
+        found, value = found + bytes([value & 127 | 128]), value >> 7
+    return found + bytes([value])
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "message"),
+    [
+        ("MAXIMUM_GRAPH_BYTES", 10, "bytes; the limit is 10"),
+        ("MAXIMUM_NODES", 0, "more nodes than the limit of 0"),
+    ],
+)
+def test_sizes_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, name: str, limit: int, message: str
+) -> None:
+    monkeypatch.setattr(plan_checks, name, limit)
+    refused(model(), message)
+
+
+def test_constants_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_checks, "MAXIMUM_CONSTANT_BYTES", 100)
+    bad = model()
+    bad.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(30, np.float32), "c"))
+    refused(bad, "more than the limit of 100 bytes of constants")
+
+
+@pytest.mark.parametrize("data", [b"", b"not an onnx file", b"\xff" * 50])
+def test_what_is_no_graph_is_refused(data: bytes) -> None:
+    with pytest.raises(PlanError, match="not an ONNX file"):
+        check_graph(data, "train.onnx")
+
+
+def test_memory_is_compared_with_the_device() -> None:
+    manifest = compiled("lenet").manifest
+    peak: Callable[[int], int] = manifest.peak_memory_bytes.total
+    assert 3 * 16 * 16 * 4 * 8 < peak(8) < 10 * 2**20
+    check_memory(manifest, peak(8))
+    with pytest.raises(PlanError, match=r"'lenet' needs \d+ MiB for batches of 64; this device"):
+        check_memory(manifest, peak(8), batch_size=64)
