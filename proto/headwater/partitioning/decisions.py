@@ -25,12 +25,14 @@ def iid_parts(count: int, parts: int, seed: int) -> list[Rows]:
 
 
 def dirichlet_parts(labels: NDArray[Any], parts: int, alpha: float, seed: int) -> list[Rows]:
-    """Parts of equal size (within one) whose label mixtures are drawn from Dirichlet(alpha · p).
+    """Parts of equal size (within one) whose label mixtures are drawn from a Dirichlet.
 
     After Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated
-    Visual Classification", 2019: p are the frequencies of the labels in the whole set, each part
-    draws its mixture q, then its examples by q without replacement. Small alpha: few labels a part;
-    large alpha: IID. When a label runs out, its probability goes to the part's other labels in
+    Visual Classification", 2019: each part draws its mixture of labels, then its examples by it
+    without replacement. Small alpha: few labels a part; large alpha: IID. We depart in the scale:
+    the paper's alpha is shared out among the labels by their frequency, ours is what a label of
+    average frequency gets, as most experiments quote it since (theirs is ours times the number of
+    labels). When a label runs out, its probability goes to the part's other labels in
     proportion; where only labels of probability zero are left, to those by what is left of them.
     Equal sizes are the paper's rule and mean that no part is empty. Parts are filled in a random
     order, since the last ones get what is left.
@@ -44,7 +46,7 @@ def dirichlet_parts(labels: NDArray[Any], parts: int, alpha: float, seed: int) -
     generator = _generator(seed)
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     waiting = [generator.permutation(np.flatnonzero(inverse == k)) for k in range(len(counts))]
-    mixtures = generator.dirichlet(alpha * counts / counts.sum(), size=parts)
+    mixtures = generator.dirichlet(alpha * counts / counts.mean(), size=parts)
     sizes = [len(part) for part in np.array_split(np.arange(len(labels)), parts)]
     result: list[Rows] = [np.empty(0, np.int64)] * parts
     left = counts.copy()
