@@ -1,4 +1,4 @@
-"""Writes a traced step in its torch form: the JSON of `headwater.aten`.
+"""Writes a traced step in its torch form: a graph of `headwater.aten` as JSON.
 
 The trace comes from make_fx, with native ATen operators for forward and backward. Three things
 happen before it is written: operators that write their arguments become functional ones, so that
@@ -27,6 +27,7 @@ from headwater.aten import (
     Reference,
     Symbol,
 )
+from headwater.aten_json import write_graph
 from headwater.aten_operators import ITEM_OPERATOR, OPERATORS, WORDS
 from headwater.batch import Array
 from headwater.errors import CompileError
@@ -74,7 +75,7 @@ def to_json(
     _merge_equal_calls(module.graph)
     module.graph.eliminate_dead_code()
     _refuse_unsupported(module.graph)
-    return _Writer(module).graph(tuple(input_names), tuple(output_names)).to_bytes()
+    return write_graph(_Writer(module).graph(tuple(input_names), tuple(output_names)))
 
 
 def functional(graph_module: fx.GraphModule) -> fx.GraphModule:

@@ -12,7 +12,7 @@ import torch
 
 from edge_client.trainers.signatures import check_batch
 from edge_client.trainers.torch_aten import load_graph
-from headwater.aten import AtenGraph
+from headwater.aten_json import read_graph
 from headwater.batch import Array, Batch
 from headwater.errors import DataError, PlanError, UsageError
 from headwater.layout import Weights
@@ -137,7 +137,7 @@ class _Step:
     """One graph, ready to run on named values."""
 
     def __init__(self, data: bytes, device: torch.device) -> None:
-        graph = AtenGraph.from_bytes(data)
+        graph = read_graph(data)
         self._inputs = graph.inputs
         self._outputs = tuple(name for name, _ in graph.outputs)
         self._forward = load_graph(graph, device).forward

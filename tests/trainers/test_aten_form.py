@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from coordinator.compiler.aten_form import functional, to_json
 from edge_client.trainers.torch_aten import load_graph
-from headwater.aten import AtenGraph
+from headwater.aten_json import read_graph
 from headwater.aten_operators import OPERATORS
 from headwater.errors import CompileError
 
@@ -48,7 +48,7 @@ def written(function: Function, *examples: Tensor) -> bytes:
 
 
 def loaded(data: bytes) -> fx.GraphModule:
-    return load_graph(AtenGraph.from_bytes(data), torch.device("cpu"))
+    return load_graph(read_graph(data), torch.device("cpu"))
 
 
 def normalized(
@@ -67,7 +67,7 @@ NORM = (torch.rand(3), torch.rand(3), torch.rand(3), torch.tensor(0), torch.rand
 
 def test_buffers_written_in_place_become_results() -> None:
     data = written(normalized, *NORM)
-    names = {node.operator for node in AtenGraph.from_bytes(data).nodes}
+    names = {node.operator for node in read_graph(data).nodes}
     assert "aten._native_batch_norm_legit_functional.default" in names
     assert not [name for name in names if "_." in name]
 
@@ -182,7 +182,7 @@ def test_redundant_copies_are_left_out_and_needed_ones_kept() -> None:
         return [spread.view(-1), x.t().t()]
 
     data = written(copied, torch.rand(4, 3))
-    names = [node.operator for node in AtenGraph.from_bytes(data).nodes]
+    names = [node.operator for node in read_graph(data).nodes]
     assert names.count("aten.clone.default") == 1
     assert "aten.detach.default" not in names
     assert "aten.t.default" not in names

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_client.trainers.torch_aten import load_graph
-from headwater.aten import AtenGraph
+from headwater.aten_json import read_graph
 from tests.trainers.test_aten_form import written
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -71,7 +71,7 @@ def gradient(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], list[Te
 def check(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     step = gradient(function)
-    graph = AtenGraph.from_bytes(written(step, torch.randn(7, *shape)))
+    graph = read_graph(written(step, torch.randn(7, *shape)))
     x = torch.randn(4, *shape)
     for found, expected in zip(load_graph(graph, torch.device("cpu"))(x), step(x), strict=True):
         torch.testing.assert_close(found, expected)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edge_client.trainers.torch_aten import load_graph
 from headwater.aten import AtenGraph, AtenNode, Device, Reference, Symbol
+from headwater.aten_json import read_graph, write_graph
 from headwater.aten_operators import ATEN_OPERATORS
 from headwater.errors import PlanError
 
@@ -147,13 +148,13 @@ def test_any_damage_ends_in_a_plan_error_or_a_valid_graph(data: st.DataObject) -
         call("aten.full.default", (Reference(3),), 0.5, device=Device()),
     )
     constants = (np.arange(3, dtype=np.float32),)
-    whole = AtenGraph(("a",), constants, nodes, (("out", Reference(5)),)).to_bytes()
+    whole = write_graph(AtenGraph(("a",), constants, nodes, (("out", Reference(5)),)))
     start = data.draw(st.integers(0, len(whole)))
     end = data.draw(st.integers(start, min(len(whole), start + 6)))
     text = st.text('0123456789-,:[]{}"aeflnrstuv.x_ ', max_size=6)
     damaged = whole[:start] + data.draw(text).encode() + whole[end:]
     try:
-        load_graph(AtenGraph.from_bytes(damaged), CPU)
+        load_graph(read_graph(damaged), CPU)
     except PlanError as error:
         assert len(str(error)) < 400
 
