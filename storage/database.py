@@ -111,6 +111,14 @@ def open_database(url: str, *, create: bool = False) -> Database:
     return kinds[backend](url, create=create)
 
 
+def shown(url: str) -> str:
+    """A database URL as messages show it: without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
+
+
 def database_kind(url: str) -> str:
     """`sqlite` or `postgresql`.
 
@@ -123,6 +131,6 @@ def database_kind(url: str) -> str:
         backend = ""
     if backend not in ("sqlite", "postgresql"):
         raise UsageError(
-            f"{url!r} is no database URL: use sqlite:///PATH or postgresql://USER@HOST:PORT/NAME"
+            f"{shown(url)!r} is no database URL: use sqlite:///PATH or postgresql://USER@HOST:PORT/NAME"
         )
     return backend

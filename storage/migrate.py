@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine, inspect, text
 
 from headwater.errors import SchemaVersionError
-from storage.database import database_kind
+from storage.database import database_kind, shown
 from storage.failures import translate
-from storage.schema import REVISION, Base
+from storage.schema import REVISION, WRITE_KEY, Base
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -28,7 +28,7 @@ def upgrade(url: str) -> str:
         with engine.begin() as connection:
             _upgrade(connection, url)
     except Exception as error:
-        raised = translate(error, f"the database {url}")
+        raised = translate(error, f"the database {shown(url)}")
         raise raised from (None if raised is error else error)
     finally:
         engine.dispose()
@@ -53,7 +53,7 @@ def check(url: str) -> str:
         engine.dispose()
     if differences:
         raise SchemaVersionError(
-            f"the tables of {url} are not those of schema version {REVISION}: "
+            f"the tables of {shown(url)} are not those of schema version {REVISION}: "
             + "; ".join(differences[:5])
         )
     return REVISION
@@ -86,6 +86,7 @@ def ready(engine: Engine, url: str, *, create: bool) -> None:
 
 
 def _refusal(version: str | None, url: str) -> str:
+    url = shown(url)
     command = f"headwater db upgrade --database {url}"
     if version is None:
         return f"the database {url} is empty: `headwater serve` fills it, and so does `{command}`"
@@ -116,6 +117,9 @@ def _version(connection: Connection) -> str | None:
 def _upgrade(connection: Connection, url: str) -> None:
     from alembic import command
 
+    if connection.dialect.name == "postgresql":
+        # Another process may be about to do the same. SQLite's transactions exclude each other.
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({WRITE_KEY})"))
     version = _version(connection)
     if version is not None and version > REVISION:
         raise SchemaVersionError(_refusal(version, url))

@@ -15,11 +15,9 @@ from headwater.errors import HeldError, StorageError, require
 from storage.failures import translate
 from storage.hold import refusal
 from storage.pooled import READER_THREADS, PooledDatabase
-from storage.schema import Claim
+from storage.schema import WRITE_KEY, Claim
 
-# The keys of advisory locks are one number space a database: ours begin with "HEAD" in ASCII.
-HOLD_KEY = 0x48454144_00000001
-WRITE_KEY = 0x48454144_00000002
+HOLD_KEY = WRITE_KEY + 1
 CONNECT_SECONDS = 10
 HOLD_WAIT_MILLISECONDS = 2_000
 LOCK_NOT_AVAILABLE = "55P03"

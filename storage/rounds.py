@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Unpack
 
-from sqlalchemy import Select, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from headwater.errors import ConflictError, NotFoundError
-from storage import blobs, events
+from storage import blobs, events, ledger
 from storage.records import (
     AssignmentFacts,
     AssignmentRecord,
@@ -33,10 +33,8 @@ from storage.schema import (
     Participant,
     Round,
 )
-from storage.transitions import UNFINISHED_ASSIGNMENTS, UNFINISHED_ROUNDS, check_transition
-from storage.views import assignment_record, round_records, select_assignments, select_rounds
-
-_STAMPS = {AssignmentState.TRAINING: "training_at", AssignmentState.UPLOADING: "uploading_at"}
+from storage.transitions import UNFINISHED_ROUNDS, check_transition
+from storage.views import round_records, select_rounds
 
 
 def participant_indices(
@@ -105,7 +103,9 @@ def open_round(
     if purpose is RoundPurpose.TRAIN:
         job.last_round_number = max(job.last_round_number, number)
     session.flush()
-    _write_offers(session, step, offers, now)
+    client_ids = [offer.client_id for offer in offers]
+    indices = participant_indices(session, job_id=job_id, client_ids=client_ids, now=now)
+    ledger.write_offers(session, step, offers, indices, now)
     _record(session, step, "opened", f"{len(offers)} clients are offered a part", now)
     session.flush()
     return get(session, round_id=step.id)
@@ -128,17 +128,17 @@ def advance_assignment(
         NotFoundError: there is no such assignment.
         ConflictError: its state may not become this one. Acceptance is `accept_update`'s.
     """
-    row = _assignment(session, assignment_id)
+    row = ledger.find(session, assignment_id)
     if state is AssignmentState.ACCEPTED:
         raise ConflictError("an assignment becomes accepted only with its update")
     if row.state != state:
-        _move(row, state, reason, now)
+        ledger.move(row, state, reason, now)
     for name, value in facts.items():
         setattr(row, name, dict(value) if isinstance(value, Mapping) else value)
     if state is AssignmentState.REJECTED:
-        _record_rejection(session, row, now)
+        ledger.record_rejection(session, row, now)
     session.flush()
-    return _assignment_record(session, assignment_id)
+    return ledger.record_of(session, assignment_id)
 
 
 def accept_update(
@@ -152,15 +152,15 @@ def accept_update(
         NotFoundError: there is no such assignment.
         ConflictError: another update was accepted, or the round or assignment has ended.
     """
-    row = _assignment(session, assignment_id)
+    row = ledger.find(session, assignment_id)
     if row.state == AssignmentState.ACCEPTED:
-        return _receipt_again(row, update)
+        return ledger.receipt_again(row, update)
     step = session.get_one(Round, row.round_id)
     if step.state != RoundState.OPEN:
         raise ConflictError(
             f"round {step.number} is {step.state}: the update of assignment {row.id} is late"
         )
-    _move(row, AssignmentState.ACCEPTED, "", now)
+    ledger.move(row, AssignmentState.ACCEPTED, "", now)
     if update.digest:  # an evaluation brings metrics and no update
         blobs.register(
             session, digest=update.digest, size_bytes=update.size_bytes, kind="update", now=now
@@ -214,11 +214,11 @@ def commit(
     """
     step = _round(session, round_id)
     _move_round(step, RoundState.COMMITTED, reason or step.reason)
-    ledger = _end_assignments(session, step, fates, now)
-    folded = _write_weights(step, ledger, weights_in_fold)
+    rows = ledger.end_all(session, step, fates, now)
+    folded = ledger.write_weights(step, rows, weights_in_fold)
     made = None if version is None else _write_version(session, step, version, now)
     _write_metrics(session, step, metrics, made)
-    _total(step, ledger, now)
+    _total(step, rows, now)
     step.examples = sum(row.examples or 0 for row in folded)
     _record(session, step, "committed", f"{len(folded)} updates, {step.examples} examples", now)
     session.flush()
@@ -237,7 +237,7 @@ def abandon(
     step = _round(session, round_id)
     _move_round(step, RoundState.ABANDONED, reason)
     step.closed_at = step.closed_at or now
-    _total(step, _end_assignments(session, step, fates, now), now)
+    _total(step, ledger.end_all(session, step, fates, now), now)
     _record(session, step, "abandoned", reason, now)
     session.flush()
     return get(session, round_id=round_id)
@@ -269,7 +269,7 @@ def assignment(session: Session, *, assignment_id: int) -> AssignmentRecord:
     Raises:
         NotFoundError: there is none.
     """
-    return _assignment_record(session, _assignment(session, assignment_id).id)
+    return ledger.record_of(session, ledger.find(session, assignment_id).id)
 
 
 def _check_free(session: Session, job: Job, purpose: RoundPurpose, number: int) -> None:
@@ -281,79 +281,9 @@ def _check_free(session: Session, job: Job, purpose: RoundPurpose, number: int) 
         raise ConflictError(f"job {job.reference} had its {purpose} round {number} already")
 
 
-def _write_offers(session: Session, step: Round, offers: Sequence[Offer], now: datetime) -> None:
-    indices = participant_indices(
-        session, job_id=step.job_id, client_ids=[offer.client_id for offer in offers], now=now
-    )
-    session.add_all(
-        Assignment(
-            round_id=step.id,
-            client_id=offer.client_id,
-            client_index=indices[offer.client_id],
-            state=AssignmentState.OFFERED,
-            reason="",
-            offered_at=now,
-            seed=offer.seed,
-        )
-        for offer in sorted(offers, key=lambda offer: indices[offer.client_id])
-    )
-
-
-def _move(row: Assignment, state: AssignmentState, reason: str, now: datetime) -> None:
-    check_transition("assignment", AssignmentState(row.state), state, str(row.id))
-    row.state, row.reason = state, reason
-    setattr(row, _STAMPS.get(state, "finished_at"), now)
-
-
 def _move_round(step: Round, state: RoundState, reason: str) -> None:
     check_transition("round", RoundState(step.state), state, str(step.number))
     step.state, step.reason = state, reason
-
-
-def _receipt_again(row: Assignment, update: UpdateFacts) -> ReceiptRecord:
-    if row.update_digest != update.digest:
-        raise ConflictError(
-            f"assignment {row.id} has the update {row.update_digest} accepted: {update.digest} is "
-            "another and is refused"
-        )
-    accepted_at = row.finished_at or row.offered_at
-    size_bytes = row.update_size_bytes or 0
-    return ReceiptRecord(row.id, update.digest, size_bytes, accepted_at, repeated=True)
-
-
-def _end_assignments(
-    session: Session, step: Round, fates: Mapping[int, Fate], now: datetime
-) -> dict[int, Assignment]:
-    """Give each unfinished assignment of a round its end, and each named one its fate."""
-    ledger = {row.id: row for row in session.scalars(_ledger(step))}
-    if strangers := sorted(fates.keys() - ledger.keys()):
-        raise NotFoundError(f"round {step.number} has no assignments {strangers}")
-    default = Fate(AssignmentState.EXPIRED, "no answer before the round ended")
-    for row in ledger.values():
-        if row.id in fates or row.state in UNFINISHED_ASSIGNMENTS:
-            fate = fates.get(row.id, default)
-            _move(row, fate.state, fate.reason, now)
-            row.evidence = fate.evidence
-            if fate.state is AssignmentState.REJECTED:
-                _record_rejection(session, row, now)
-    return ledger
-
-
-def _ledger(step: Round) -> Select[Assignment]:
-    return select(Assignment).where(Assignment.round_id == step.id).order_by(Assignment.id)
-
-
-def _write_weights(
-    step: Round, ledger: Mapping[int, Assignment], weights_in_fold: Mapping[int, float]
-) -> list[Assignment]:
-    for assignment_id, weight in weights_in_fold.items():
-        row = ledger.get(assignment_id)
-        if row is None:
-            raise NotFoundError(f"round {step.number} has no assignment {assignment_id}")
-        if row.state != AssignmentState.ACCEPTED:
-            raise ConflictError(f"assignment {assignment_id} is {row.state}: it has no weight")
-        row.weight = weight
-    return [ledger[assignment_id] for assignment_id in weights_in_fold]
 
 
 def _write_version(
@@ -407,12 +337,12 @@ def _write_metrics(
         )
 
 
-def _total(step: Round, ledger: Mapping[int, Assignment], now: datetime) -> None:
+def _total(step: Round, rows: Mapping[int, Assignment], now: datetime) -> None:
     step.ended_at = now
     step.seconds = (now - step.opened_at).total_seconds()
-    step.accepted = sum(row.state == AssignmentState.ACCEPTED for row in ledger.values())
-    step.bytes_down = sum(row.bytes_down for row in ledger.values())
-    step.bytes_up = sum(row.bytes_up for row in ledger.values())
+    step.accepted = sum(row.state == AssignmentState.ACCEPTED for row in rows.values())
+    step.bytes_down = sum(row.bytes_down for row in rows.values())
+    step.bytes_up = sum(row.bytes_up for row in rows.values())
 
 
 def _record(session: Session, step: Round, verb: str, message: str, now: datetime) -> None:
@@ -427,35 +357,8 @@ def _record(session: Session, step: Round, verb: str, message: str, now: datetim
     )
 
 
-def _record_rejection(session: Session, row: Assignment, now: datetime) -> None:
-    step = session.get_one(Round, row.round_id)
-    events.record(
-        session,
-        kind="update.rejected",
-        message=f"an update of round {step.number} was rejected: {row.reason}",
-        now=now,
-        job_id=step.job_id,
-        round_id=step.id,
-        client_id=row.client_id,
-        data={"assignment_id": row.id, "evidence": row.evidence},
-    )
-
-
 def _round(session: Session, round_id: int) -> Round:
     step = session.get(Round, round_id)
     if step is None:
         raise NotFoundError(f"there is no round of id {round_id}")
     return step
-
-
-def _assignment(session: Session, assignment_id: int) -> Assignment:
-    row = session.get(Assignment, assignment_id)
-    if row is None:
-        raise NotFoundError(f"there is no assignment of id {assignment_id}")
-    return row
-
-
-def _assignment_record(session: Session, assignment_id: int) -> AssignmentRecord:
-    query = select_assignments().where(Assignment.id == assignment_id)
-    row, name = session.execute(query).one()
-    return assignment_record(row, name)

@@ -16,6 +16,9 @@ from storage.columns import AnyFloat, Identity, Json, Measurements, UtcDateTime
 REVISION = "0001"
 """The schema version that this program reads and writes: the newest migration's."""
 
+WRITE_KEY = 0x48454144_00000001
+"""The advisory lock of PostgreSQL that every write takes; it begins with "HEAD" in ASCII."""
+
 
 class Base(DeclarativeBase):
     """All tables. Constraints have names by rule, so that migrations can name them."""

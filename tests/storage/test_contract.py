@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,13 @@ print("held", flush=True); sys.stdin.readline()
         open_database(url, create=True).close()
         assert migrate.check(url) == REVISION
 
+    def test_several_may_fill_an_empty_database_at_once(self, databases: Databases) -> None:
+        url = databases.empty()
+        with ThreadPoolExecutor(4) as threads:
+            for opened in [threads.submit(open_database, url, create=True) for _ in range(4)]:
+                opened.result().close()
+        assert migrate.check(url) == REVISION
+
     def test_another_schema_version_is_refused_with_the_command(self, databases: Databases) -> None:
         url = databases.empty()
         with open_database(url, create=True) as database:
@@ -279,3 +287,9 @@ print("held", flush=True); sys.stdin.readline()
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="use sqlite:///PATH or postgresql://"):
         open_database(url)
+
+
+def test_messages_hide_passwords() -> None:
+    with pytest.raises(UsageError) as refused:
+        open_database("mysql://user:secret@host/name")
+    assert "secret" not in str(refused.value) and "mysql://user:***@host" in str(refused.value)

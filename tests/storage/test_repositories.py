@@ -350,6 +350,31 @@ class TestRounds:
         assert (job.latest_version, job.rounds_committed, job.last_round_number) == (0, 0, 1)
         assert fleet.read(lambda s: rounds.unfinished(s, job_id=job.id)) is None
 
+    def test_the_first_end_of_an_assignment_counts(self, fleet: World) -> None:
+        step = fleet.open_round(fleet.job())
+        first, second = [assignment.id for assignment in step.assignments]
+        fleet.write(
+            lambda s: rounds.advance_assignment(
+                s, assignment_id=first, state=A.DECLINED, reason="busy", now=fleet.tick()
+            )
+        )
+        fates = {number: Fate(A.RELEASED, "not needed") for number in (first, second)}
+
+        def abandon(fates: dict[int, Fate]) -> RoundRecord:
+            return fleet.write(
+                lambda s: rounds.abandon(
+                    s, round_id=step.id, reason="cancelled", fates=fates, now=fleet.tick()
+                )
+            )
+
+        with pytest.raises(NotFoundError, match=r"round 1 has no assignments \[999\]"):
+            abandon({999: fates[first]})
+        done = abandon(fates)
+        assert [(a.state, a.reason) for a in done.assignments] == [
+            (A.DECLINED, "busy"),
+            (A.RELEASED, "not needed"),
+        ]
+
     def test_an_evaluation_round_makes_no_version(self, fleet: World) -> None:
         job = fleet.job()
         fleet.whole_round(job, 1)

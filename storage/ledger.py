@@ -1,0 +1,152 @@
+"""The rows of assignments, for `rounds`: how they begin, move and end."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from headwater.errors import ConflictError, NotFoundError
+from storage import events
+from storage.records import (
+    AssignmentRecord,
+    AssignmentState,
+    Fate,
+    Offer,
+    ReceiptRecord,
+    UpdateFacts,
+)
+from storage.schema import Assignment, Round
+from storage.transitions import UNFINISHED_ASSIGNMENTS, check_transition
+from storage.views import assignment_record, select_assignments
+
+_STAMPS = {AssignmentState.TRAINING: "training_at", AssignmentState.UPLOADING: "uploading_at"}
+
+
+def find(session: Session, assignment_id: int) -> Assignment:
+    """The row of an assignment.
+
+    Raises:
+        NotFoundError: there is none of this id.
+    """
+    row = session.get(Assignment, assignment_id)
+    if row is None:
+        raise NotFoundError(f"there is no assignment of id {assignment_id}")
+    return row
+
+
+def record_of(session: Session, assignment_id: int) -> AssignmentRecord:
+    """An assignment that is there, as a record."""
+    query = select_assignments().where(Assignment.id == assignment_id)
+    row, name = session.execute(query).one()
+    return assignment_record(row, name)
+
+
+def write_offers(
+    session: Session,
+    step: Round,
+    offers: Sequence[Offer],
+    indices: Mapping[str, int],
+    now: datetime,
+) -> None:
+    """Write an offered assignment for each offer, in order of the clients' indices."""
+    session.add_all(
+        Assignment(
+            round_id=step.id,
+            client_id=offer.client_id,
+            client_index=indices[offer.client_id],
+            state=AssignmentState.OFFERED,
+            reason="",
+            offered_at=now,
+            seed=offer.seed,
+        )
+        for offer in sorted(offers, key=lambda offer: indices[offer.client_id])
+    )
+
+
+def move(row: Assignment, state: AssignmentState, reason: str, now: datetime) -> None:
+    """Change the state of an assignment, if that is legal, and write when.
+
+    Raises:
+        ConflictError: its state may not become this one.
+    """
+    check_transition("assignment", AssignmentState(row.state), state, str(row.id))
+    row.state, row.reason = state, reason
+    setattr(row, _STAMPS.get(state, "finished_at"), now)
+
+
+def receipt_again(row: Assignment, update: UpdateFacts) -> ReceiptRecord:
+    """The receipt of an update that was accepted before.
+
+    Raises:
+        ConflictError: it was another update.
+    """
+    if row.update_digest != update.digest:
+        raise ConflictError(
+            f"assignment {row.id} has the update {row.update_digest} accepted: {update.digest} is "
+            "another and is refused"
+        )
+    accepted_at = row.finished_at or row.offered_at
+    size_bytes = row.update_size_bytes or 0
+    return ReceiptRecord(row.id, update.digest, size_bytes, accepted_at, repeated=True)
+
+
+def end_all(
+    session: Session, step: Round, fates: Mapping[int, Fate], now: datetime
+) -> dict[int, Assignment]:
+    """End each unfinished assignment of a round, by its fate if it has one; returns all of them.
+
+    Of those that have ended, only an accepted one still takes a fate: for others the first end
+    counts, since a client may decline or fail while its round's end is being decided.
+
+    Raises:
+        NotFoundError: a fate is for an assignment of another round.
+    """
+    rows = select(Assignment).where(Assignment.round_id == step.id).order_by(Assignment.id)
+    ledger = {row.id: row for row in session.scalars(rows)}
+    if strangers := sorted(fates.keys() - ledger.keys()):
+        raise NotFoundError(f"round {step.number} has no assignments {strangers}")
+    default = Fate(AssignmentState.EXPIRED, "no answer before the round ended")
+    for row in ledger.values():
+        is_overruled = row.state == AssignmentState.ACCEPTED and row.id in fates
+        if is_overruled or row.state in UNFINISHED_ASSIGNMENTS:
+            fate = fates.get(row.id, default)
+            move(row, fate.state, fate.reason, now)
+            row.evidence = fate.evidence
+            if fate.state is AssignmentState.REJECTED:
+                record_rejection(session, row, now)
+    return ledger
+
+
+def write_weights(
+    step: Round, ledger: Mapping[int, Assignment], weights_in_fold: Mapping[int, float]
+) -> list[Assignment]:
+    """Write what the fold made of each update, and return the rows that were folded.
+
+    Raises:
+        NotFoundError: an assignment is not of this round.
+        ConflictError: its update was not accepted.
+    """
+    for assignment_id, weight in weights_in_fold.items():
+        row = ledger.get(assignment_id)
+        if row is None:
+            raise NotFoundError(f"round {step.number} has no assignment {assignment_id}")
+        if row.state != AssignmentState.ACCEPTED:
+            raise ConflictError(f"assignment {assignment_id} is {row.state}: it has no weight")
+        row.weight = weight
+    return [ledger[assignment_id] for assignment_id in weights_in_fold]
+
+
+def record_rejection(session: Session, row: Assignment, now: datetime) -> None:
+    """Add the event of an update that was rejected."""
+    step = session.get_one(Round, row.round_id)
+    events.record(
+        session,
+        kind="update.rejected",
+        message=f"an update of round {step.number} was rejected: {row.reason}",
+        now=now,
+        job_id=step.job_id,
+        round_id=step.id,
+        client_id=row.client_id,
+        data={"assignment_id": row.id, "evidence": row.evidence},
+    )
