@@ -7,19 +7,22 @@ each process, and what does not match is fetched again.
 
 import hashlib
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 
 from edge_client.durable import disk_errors, make_folder
 from edge_client.sizes import show_bytes
-from headwater.errors import DiskFullError, UpdateError
+from headwater.errors import DiskFullError, UpdateError, UsageError
 
 _PARTIAL = ".partial"
 _CHUNK_BYTES = 2**20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobCache:
@@ -34,11 +37,16 @@ class BlobCache:
         self._now_ns = now_ns
         self._pins: Counter[str] = Counter()
         self._verified: set[str] = set()
+        # By file name: when it was last used, and its size. The order of use outlives the process
+        # as the files' times.
+        self._files: dict[str, tuple[int, int]] = {}
+        for entry in os.scandir(folder):
+            self._files[entry.name] = (entry.stat().st_mtime_ns, entry.stat().st_size)
 
     @property
     def used_bytes(self) -> int:
         """Bytes of all files, partial downloads too."""
-        return sum(size for _, size, _ in self._files())
+        return sum(size for _, size in self._files.values())
 
     def is_verified(self, digest: str) -> bool:
         """Whether `holds` answers at once, without reading the file."""
@@ -52,14 +60,20 @@ class BlobCache:
             return False
         if digest not in self._verified:
             if _digest_of(path) != digest:
-                path.unlink()
+                self.remove(digest)
                 return False
             self._verified.add(digest)
-        self._touch(path)
+        self.note(path)
         return True
 
     def path(self, digest: str) -> Path:
-        """Where the blob lies, or would."""
+        """Where the blob lies, or would.
+
+        Raises:
+            UsageError: this is no digest, and might be a path to elsewhere.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise UsageError(f"{digest[:80]!r} is not a digest of 64 hexadecimal digits")
         return self.folder / digest
 
     def read(self, digest: str) -> bytes:
@@ -92,14 +106,13 @@ class BlobCache:
                 f"a blob of {show_bytes(size_bytes)} does not fit the cache budget of "
                 f"{show_bytes(self.budget_bytes)}: raise --cache-bytes on this device"
             )
-        files = [file for file in self._files() if self._digest(file[2]) != digest]
-        used = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
+        files = [item for item in self._files.items() if _digest(item[0]) != digest]
+        used = sum(size for _, (_, size) in files)
+        for name, (_, size) in sorted(files, key=itemgetter(1)):
             if used + size_bytes <= self.budget_bytes:
                 return
-            if self._digest(path) not in self._pins:
-                path.unlink(missing_ok=True)
-                self._verified.discard(path.name)
+            if _digest(name) not in self._pins:
+                self.remove(name)
                 used -= size
         if used + size_bytes > self.budget_bytes:
             raise DiskFullError(
@@ -111,23 +124,23 @@ class BlobCache:
         """Take in a finished download whose digest was verified."""
         with disk_errors(partial):
             partial.replace(self.path(digest))
-            self._touch(self.path(digest))
+        self._files.pop(partial.name, None)
+        self.note(self.path(digest))
         self._verified.add(digest)
 
-    def _touch(self, path: Path) -> None:
+    def note(self, path: Path) -> None:
+        """Record that a file of this folder was used or written just now."""
         now = self._now_ns()
-        os.utime(path, ns=(now, now))
+        with disk_errors(path):
+            os.utime(path, ns=(now, now))
+            self._files[path.name] = (now, path.stat().st_size)
 
-    def _files(self) -> list[tuple[int, int, Path]]:
-        found = []
-        for entry in os.scandir(self.folder):
-            stat = entry.stat()
-            found.append((stat.st_mtime_ns, stat.st_size, Path(entry.path)))
-        return found
-
-    @staticmethod
-    def _digest(path: Path) -> str:
-        return path.name.removesuffix(_PARTIAL)
+    def remove(self, name: str) -> None:
+        """Remove a file of this folder, which may be gone already."""
+        with disk_errors(self.folder / name):
+            (self.folder / name).unlink(missing_ok=True)
+        self._files.pop(name, None)
+        self._verified.discard(name)
 
 
 class Download:
@@ -140,7 +153,7 @@ class Download:
     def __init__(self, cache: BlobCache, digest: str) -> None:
         self._cache = cache
         self._digest = digest
-        self._path = cache.path(digest + _PARTIAL)
+        self._path = cache.path(digest).with_suffix(_PARTIAL)
         self._hash = hashlib.sha256()
         self.offset_bytes = 0
 
@@ -162,6 +175,8 @@ class Download:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+        if self._path.exists():
+            self._cache.note(self._path)
 
     def write(self, data: bytes) -> None:
         """Append the next bytes."""
@@ -174,7 +189,7 @@ class Download:
 
     def discard(self) -> None:
         """Throw away what is here."""
-        self._path.unlink(missing_ok=True)
+        self._cache.remove(self._path.name)
 
     def finish(self) -> None:
         """Verify the digest and move the blob into the cache.
@@ -188,6 +203,10 @@ class Download:
                 f"the bytes received for blob {self._digest[:12]}… do not have that digest"
             )
         self._cache.admit(self._path, self._digest)
+
+
+def _digest(name: str) -> str:
+    return name.removesuffix(_PARTIAL)
 
 
 def _digest_of(path: Path) -> str:

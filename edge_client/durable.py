@@ -60,7 +60,7 @@ def replace_json(path: Path, document: Any) -> None:
     """Replace a JSON file atomically, for readers at the same time; not durable."""
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(path):
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.write_text(json.dumps(document) + "\n")
         temporary.replace(path)
 
 

@@ -21,9 +21,7 @@ def main() -> None:
         threads=1,
         log_format="json",
     )
-    end_process(
-        run_client(settings, open_trainer=trainer.open, open_source=lambda *_: source)
-    )
+    end_process(run_client(settings, open_trainer=trainer.open, open_source=lambda *_: source))
 
 
 main()

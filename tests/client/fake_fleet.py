@@ -74,9 +74,10 @@ class FakeFleet(FleetServicer):
     def unread(self) -> list[str]:
         return [kind for kind, _ in list(self._heard._queue)]  # type: ignore[attr-defined]
 
-    async def Attend(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.AttendResponse]:  # type: ignore[override]
+    async def Attend(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.AttendResponse]:
         hello = (await anext(aiter(request_iterator))).hello
-        self._stream = stream = asyncio.Queue()
+        stream: asyncio.Queue[pb.AttendResponse | None] = asyncio.Queue()
+        self._stream = stream
         self._heard.put_nowait(("hello", hello))
         refusal = self.before_welcome(hello)
         if refusal is not None:
@@ -98,7 +99,7 @@ class FakeFleet(FleetServicer):
             kind = request.WhichOneof("message")
             self._heard.put_nowait((kind, getattr(request, kind)))
 
-    async def Fetch(self, request: Any, context: Any) -> AsyncIterator[pb.FetchResponse]:  # type: ignore[override]
+    async def Fetch(self, request: Any, context: Any) -> AsyncIterator[pb.FetchResponse]:
         self.fetches.append((request.digest, request.offset_bytes))
         self._heard.put_nowait(("fetch", request))
         if request.digest not in self.blobs:
@@ -112,7 +113,7 @@ class FakeFleet(FleetServicer):
         for start in range(0, len(data), chunk):
             yield pb.FetchResponse(data=data[start : start + chunk])
 
-    async def Offer(self, request: Any, context: Any) -> pb.OfferResponse:  # type: ignore[override]
+    async def Offer(self, request: Any, context: Any) -> pb.OfferResponse:
         self._heard.put_nowait(("offer", request))
         if self.offer_answers:
             answer = self.offer_answers.pop(0)
@@ -126,7 +127,7 @@ class FakeFleet(FleetServicer):
             return have_it(request.assignment_id)
         return pb.OfferResponse(verdict=pb.OFFER_VERDICT_SEND, from_byte=len(held))
 
-    async def Submit(self, request_iterator: Any, context: Any) -> pb.SubmitResponse:  # type: ignore[override]
+    async def Submit(self, request_iterator: Any, context: Any) -> pb.SubmitResponse:
         header = (await anext(aiter(request_iterator))).header
         self._heard.put_nowait(("submit", header))
         if self.submit_hook is not None:

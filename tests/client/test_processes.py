@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from headwater.v1 import fleet_pb2 as pb
 
+from headwater.v1 import fleet_pb2 as pb
 from tests.client.fake_fleet import FakeFleet
 from tests.client.fakes import TinyJob
 

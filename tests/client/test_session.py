@@ -351,6 +351,7 @@ async def test_progress_renews_the_lease_while_a_step_is_slow(
         ({"purpose": 9}, "this client does not know the purpose 9: upgrade headwater"),
         ({"batch_size": 0}, "the assignment has the batch size 0"),
         ({"local_epochs": 0}, "the assignment must name either local epochs or local steps"),
+        ({"weights_digest": "../identity.json"}, "'../identity.json' is not a digest"),
         ({"weights_digest": "0" * 64}, "no blob 000000000000"),
     ],
 )  # fmt: skip
