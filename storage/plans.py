@@ -23,14 +23,15 @@ def add(
 ) -> PlanRecord:
     """Write a plan whose members' blobs are registered. Doing it again changes nothing.
 
-    `manifest` is the exact text of which `digest` is the SHA-256; `members` maps names to digests.
+    `manifest` is the exact text of which `digest` is the SHA-256; `members` maps names to digests,
+    and their sizes add up to the plan's.
 
     Raises:
         ConflictError: a member's blob is not registered.
     """
     if session.get(Plan, digest) is None:
         sizes = _member_sizes(session, digest, members)
-        size_bytes = sum(sizes.values()) + len(manifest.encode())
+        size_bytes = sum(sizes.values())
         session.add(
             Plan(digest=digest, name=name, manifest=manifest, size_bytes=size_bytes, created_at=now)
         )
