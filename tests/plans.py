@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from functools import cache
 
-from headwater.plan import Plan
-
 from coordinator.compiler.compile import CompiledPlan, compile_plan
+from headwater.plan import Plan
 from tests.zoo import ZOO, Case
 
 

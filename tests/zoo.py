@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from headwater.batch import Batch, TensorSignature
 from torch import Tensor, nn
+
+from headwater.batch import Batch, TensorSignature
 
 IMAGE = TensorSignature("image", (3, 16, 16), "float32")
 LABEL = TensorSignature("label", (), "int64", maximum=5)

@@ -21,21 +21,9 @@ _SMALL_PATCH_ELEMENTS = 2**16
 """Per example. Up to here one product of gathered patches is fastest; above, one for each tap."""
 _MANY_TAPS = 64
 
-_STOCK = """gelu_backward silu silu_backward hardtanh_backward hardswish hardswish_backward
-hardsigmoid_backward leaky_relu leaky_relu_backward elu elu_backward softplus softplus_backward
-mish mish_backward sigmoid_backward tanh_backward log_sigmoid_forward log_sigmoid_backward
-glu_backward _prelu_kernel _prelu_kernel_backward
-_softmax_backward_data _log_softmax_backward_data native_layer_norm native_layer_norm_backward
-native_group_norm native_group_norm_backward native_batch_norm _native_batch_norm_legit
-_native_batch_norm_legit_functional _native_batch_norm_legit_no_training
-mse_loss mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward
-binary_cross_entropy binary_cross_entropy_backward soft_margin_loss soft_margin_loss_backward
-nll_loss_forward nll_loss2d_forward nll_loss2d_backward select_backward slice_backward
-diagonal_backward unfold_backward addcmul addcdiv masked_fill rsub linalg_vector_norm
-reflection_pad2d_backward replication_pad2d_backward im2col_backward""".split()
+_STOCK = ["gelu_backward", "silu", "silu_backward", "hardtanh_backward", "hardswish", "hardswish_backward", "hardsigmoid_backward", "leaky_relu", "leaky_relu_backward", "elu", "elu_backward", "softplus", "softplus_backward", "mish", "mish_backward", "sigmoid_backward", "tanh_backward", "log_sigmoid_forward", "log_sigmoid_backward", "glu_backward", "_prelu_kernel", "_prelu_kernel_backward", "_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm", "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional", "_native_batch_norm_legit_no_training", "mse_loss", "mse_loss_backward", "smooth_l1_loss", "smooth_l1_loss_backward", "huber_loss", "huber_loss_backward", "binary_cross_entropy", "binary_cross_entropy_backward", "soft_margin_loss", "soft_margin_loss_backward", "nll_loss_forward", "nll_loss2d_forward", "nll_loss2d_backward", "select_backward", "slice_backward", "diagonal_backward", "unfold_backward", "addcmul", "addcdiv", "masked_fill", "rsub", "linalg_vector_norm", "reflection_pad2d_backward", "replication_pad2d_backward", "im2col_backward"]
 
-_KEPT = """relu addmm _softmax _log_softmax floor_divide threshold_backward split split_with_sizes
-avg_pool2d max_pool2d_with_indices max_pool2d_with_indices_backward""".split()
+_KEPT = ["relu", "addmm", "_softmax", "_log_softmax", "floor_divide", "threshold_backward", "split", "split_with_sizes", "avg_pool2d", "max_pool2d_with_indices", "max_pool2d_with_indices_backward"]
 """Lowered directly. The stock decomposition of floor_divide goes through floating division."""
 
 
@@ -115,7 +103,9 @@ def _weight_gradient(
     rows, columns = int(narrow.shape[1]), int(wide.shape[1]) // groups
     positions = prod(int(size) for size in narrow.shape[2:])
     if len(taps) > _MANY_TAPS:
-        return _weight_gradient_as_convolution(wide, narrow, window, stride, padding, dilation, groups)
+        return _weight_gradient_as_convolution(
+            wide, narrow, window, stride, padding, dilation, groups
+        )
     if any(padding):
         wide = torch.ops.headwater.padded(wide, padding)
     lead = [wide.shape[0]] if groups == 1 else [wide.shape[0], groups]

@@ -246,4 +246,3 @@ def _information(name: str, value: Tensor) -> onnx.ValueInfoProto:
         for size in value.shape
     ]
     return helper.make_tensor_value_info(name, element_type(value.dtype), shape)
-

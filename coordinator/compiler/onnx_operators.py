@@ -71,7 +71,9 @@ def _comparison(kind: str) -> Translation:
 for _name, _kind in _UNARY.items():
     translates(f"{_name}.default")(_unary(_kind))
 for _name, _kind in _BINARY.items():
-    translates(*(f"{_name}.{o}" for o in getattr(torch.ops.aten, _name).overloads() if "out" not in o))(_binary(_kind))
+    translates(
+        *(f"{_name}.{o}" for o in getattr(torch.ops.aten, _name).overloads() if "out" not in o)
+    )(_binary(_kind))
 for _name, _kind in _COMPARISONS.items():
     translates(f"{_name}.Tensor", f"{_name}.Scalar")(_comparison(_kind))
 
@@ -104,7 +106,9 @@ def _quotient(context: Context, left: Any, right: Any, rounding_mode: str | None
         return _floored(context, *pair, dtype)
     found = context.op("Div", *pair)
     if rounding_mode == "trunc" and dtype.is_floating_point:
-        return context.op("Mul", context.op("Sign", found), context.op("Floor", context.op("Abs", found)))
+        return context.op(
+            "Mul", context.op("Sign", found), context.op("Floor", context.op("Abs", found))
+        )
     return found
 
 
@@ -156,7 +160,9 @@ def _power(context: Context, base: Any, exponent: Any) -> Result:
 
 @translates("rsqrt.default")
 def _reciprocal_root(context: Context, value: Value) -> Result:
-    return context.op("Reciprocal", context.op("Sqrt", context.operand(value, context.result.dtype)))
+    return context.op(
+        "Reciprocal", context.op("Sqrt", context.operand(value, context.result.dtype))
+    )
 
 
 @translates("log1p.default")
@@ -277,7 +283,9 @@ def axes_of(dimensions: Any, rank: int) -> list[int]:
 
 
 def _reduction(kind: str) -> Translation:
-    def translate(context: Context, value: Value, dimensions: Any = None, keep: Any = False, *_: Any) -> Result:
+    def translate(
+        context: Context, value: Value, dimensions: Any = None, keep: Any = False, *_: Any
+    ) -> Result:
         keep = keep if isinstance(keep, bool) else False
         dimensions = dimensions if isinstance(dimensions, list | int) else None
         name = context.operand(value, context.result.dtype)
@@ -291,8 +299,8 @@ def _reduction(kind: str) -> Translation:
 
 translates("sum.default", "sum.dim_IntList")(_reduction("ReduceSum"))
 translates("mean.default", "mean.dim")(_reduction("ReduceMean"))
-translates("amax.default")(_reduction("ReduceMax"))
-translates("amin.default")(_reduction("ReduceMin"))
+translates("amax.default", "max.default")(_reduction("ReduceMax"))
+translates("amin.default", "min.default")(_reduction("ReduceMin"))
 translates("prod.default", "prod.dim_int")(_reduction("ReduceProd"))
 
 
@@ -313,9 +321,21 @@ def _arg_extreme(context: Context, value: Value, dimension: Any, keep: bool) -> 
     return context.op(kind, value.name, axis=dimension % value.rank, keepdims=int(keep))
 
 
+@translates("max.dim", "min.dim")
+def _extreme(context: Context, value: Value, dimension: int, keep: bool) -> Result:
+    kind = "Max" if "max" in str(context.node.target) else "Min"
+    axis = dimension % value.rank
+    found = context.op(f"Reduce{kind}", value.name, context.integers([axis]), keepdims=int(keep))
+    return found, context.op(f"Arg{kind}", value.name, axis=axis, keepdims=int(keep))
+
+
 @translates("var_mean.correction", "var.correction")
 def _variance(
-    context: Context, value: Value, dimensions: Any = None, correction: Any = None, keep: bool = False
+    context: Context,
+    value: Value,
+    dimensions: Any = None,
+    correction: Any = None,
+    keep: bool = False,
 ) -> Result:
     axes = axes_of(dimensions, value.rank)
     names = context.integers(axes)

@@ -59,7 +59,9 @@ def _expanded(context: Context, value: Value, shape: list[Any], *_: Any) -> Resu
     wanted: list[Any] = []
     for axis, size in enumerate(shape):
         old = value.shape[axis - lead] if axis >= lead else 1
-        repeated = isinstance(old, int) and old == 1 and not (isinstance(size, int) and size in (1, -1))
+        repeated = (
+            isinstance(old, int) and old == 1 and not (isinstance(size, int) and size in (1, -1))
+        )
         wanted.append(size if repeated else 1)
     if lead == 0 and all(isinstance(size, int) and size == 1 for size in wanted):
         return value.name
@@ -97,8 +99,11 @@ def _slice_replaced(
     """What lies before, the source, what lies after."""
     axis = dimension % value.rank
     size = value.shape[axis]
-    if step != 1 or not isinstance(size, int):
-        raise context.unsupported("assigning to a slice with steps or of the batch is not supported")
+    if not all(isinstance(v, int | None) for v in (size, start, end)):
+        raise context.unsupported("assigning to a slice of the batch is not supported")
+    if step != 1:
+        places = list(range(size))[slice(start, end, step)]
+        return _scatter_along(context, value, source, axis, context.integers(places), "none")
     start = min(start or 0, size) % (size + 1) if (start or 0) >= 0 else size + start
     end = size if end is None else min(end, size) if end >= 0 else size + end
     pieces = []
@@ -109,6 +114,17 @@ def _slice_replaced(
     if end < size:
         pieces.append(_piece(context, value.name, axis, end, size))
     return pieces[0] if len(pieces) == 1 else context.op("Concat", *pieces, axis=axis)
+
+
+def _scatter_along(
+    context: Context, value: Value, source: Value, axis: int, places: str, reduction: str
+) -> str:
+    """Write or add the source's slices along one axis at the places of an int64 vector."""
+    column = context.reshape(places, [-1] + [1] * (value.rank - 1 - axis))
+    indices = context.op("Expand", column, context.op("Shape", source.name))
+    return context.op(
+        "ScatterElements", value.name, indices, source.name, axis=axis, reduction=reduction
+    )
 
 
 def _piece(context: Context, name: str, axis: int, start: int, end: int) -> str:
@@ -278,10 +294,16 @@ def _indexed(context: Context, value: Value, indices: list[Value | None]) -> Res
 def _rows_put(
     context: Context, value: Value, indices: list[Value | None], source: Value, accumulate: bool
 ) -> Result:
-    if len(indices) != 1 or indices[0] is None or indices[0].dtype != torch.int64:
-        raise context.unsupported("only an integer index of the first dimension is supported")
-    rows = context.op("Unsqueeze", indices[0].name, context.integers([-1]))
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or given[0][1].dtype != torch.int64:
+        raise context.unsupported("only one integer index tensor at a time is supported")
+    axis, index = given[0]
     reduction = "add" if accumulate else "none"
+    if axis and index.rank == 1:
+        return _scatter_along(context, value, source, axis, index.name, reduction)
+    if axis:
+        raise context.unsupported("an index of several dimensions must come first")
+    rows = context.op("Unsqueeze", index.name, context.integers([-1]))
     return context.op("ScatterND", value.name, rows, source.name, reduction=reduction)
 
 

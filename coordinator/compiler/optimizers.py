@@ -44,7 +44,9 @@ class Optimizer(Protocol):
     ) -> tuple[Tensor, list[Tensor]]:
         """The new parameter and its new slots; `shared` comes from `advance`."""
 
-    def eager(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    def eager(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float
+    ) -> torch.optim.Optimizer:
         """torch's own optimizer with these settings, the yardstick of the parity gate."""
 
 
@@ -94,7 +96,9 @@ class Sgd:
         direction = gradient + self.momentum * velocity if self.nesterov else velocity
         return parameter - learning_rate * direction, [velocity]
 
-    def eager(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    def eager(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float
+    ) -> torch.optim.Optimizer:
         """torch.optim.SGD."""
         return torch.optim.SGD(parameters, lr=learning_rate, **asdict(self))
 
@@ -149,7 +153,9 @@ class Adam:
         step = learning_rate / shared[0]
         return parameter - step * (first / denominator), [first, second]
 
-    def eager(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    def eager(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float
+    ) -> torch.optim.Optimizer:
         """torch.optim.Adam."""
         return torch.optim.Adam(parameters, **self._torch_settings(learning_rate))
 
@@ -174,7 +180,9 @@ class AdamW(Adam):
     name: ClassVar[str] = "adamw"
     weight_decay: float = 0.01
 
-    def eager(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    def eager(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float
+    ) -> torch.optim.Optimizer:
         """torch.optim.AdamW."""
         return torch.optim.AdamW(parameters, **self._torch_settings(learning_rate))
 
@@ -203,7 +211,9 @@ def optimizer_from(settings: Mapping[str, Any]) -> tuple[Optimizer, float]:
     for key, value in chosen.items():
         if key not in defaults:
             allowed = ", ".join(["learning_rate", *defaults])
-            raise CompileError(f"optimizer {kind.name}: unknown setting {key!r}; allowed: {allowed}")
+            raise CompileError(
+                f"optimizer {kind.name}: unknown setting {key!r}; allowed: {allowed}"
+            )
         wanted: tuple[type, ...] = (bool,) if isinstance(defaults[key], bool) else (int, float)
         if type(value) not in wanted:
             raise CompileError(

@@ -271,7 +271,9 @@ def _distance(found: Arrays, exact: Arrays, what: str) -> float:
 def _clear(double: Arrays) -> dict[str, Any]:
     """Which elements have a gradient well above rounding noise, and were not set to zero."""
     gradients = {n: np.abs(a) for n, a in double.items() if n.startswith("g.")}
-    scale = _CLEAR_OF_NOISE * max((float(a.max(initial=0.0)) for a in gradients.values()), default=0)
+    scale = _CLEAR_OF_NOISE * max(
+        (float(a.max(initial=0.0)) for a in gradients.values()), default=0
+    )
     masks = {f"new.p.{n[2:]}": a > scale for n, a in gradients.items()}
     for mask in masks.values():
         mask.reshape(-1)[:1] = False

@@ -121,7 +121,9 @@ class PortableFunctions(TorchFunctionMode):
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]
             key, value = (part.repeat_interleave(repeats, -3) for part in (key, value))
-        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(
+            -2, -1
+        )
         if is_causal:
             shape = (query.shape[-2], key.shape[-2])
             scores = scores + _scores_where_not(

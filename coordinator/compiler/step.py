@@ -131,9 +131,7 @@ def evaluate(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
     with torch.no_grad():
         results, _ = forward(recipe, tensors)
     if "output" not in results:
-        raise CompileError(
-            "the model's output is not one tensor: return one tensor from forward"
-        )
+        raise CompileError("the model's output is not one tensor: return one tensor from forward")
     return results
 
 

@@ -128,7 +128,9 @@ def decompose(step: TracedStep, table: Mapping[Any, Callable[..., Any]]) -> Trac
     traced.graph.eliminate_dead_code()
     for value in values:
         if any(not isinstance(size, int) and _fixed(size) for size in value.shape):
-            raise CompileError("a decomposition of ours fixes the batch size: please report this model")
+            raise CompileError(
+                "a decomposition of ours fixes the batch size: please report this model"
+            )
     return TracedStep(traced, step.inputs, step.outputs)
 
 
@@ -238,6 +240,11 @@ def _check_operators(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if not isinstance(node.target, OpOverload):
             continue
+        if node.target is torch.ops.aten._local_scalar_dense.default:
+            raise CompileError(
+                f"the value of a tensor leaves the graph {place(node)} (.item(), int(), float()): "
+                "a plan is one fixed graph; keep the value a tensor"
+            )
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise CompileError(
                 f"{node.target} {place(node)} draws random numbers: only dropout draws alike on "

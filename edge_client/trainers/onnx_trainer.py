@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 
 import numpy as np
+
+from edge_client.trainers.signatures import check_batch
 from headwater.batch import Array, Batch
 from headwater.errors import PlanError
 from headwater.graph_runtime import GraphRuntime
 from headwater.layout import Weights
 from headwater.plan import Plan
 from headwater.values import batch_values, figures, frozen_values
-
-from edge_client.trainers.signatures import check_batch
 
 TRAIN = "train.onnx"
 EVALUATE = "evaluate.onnx"

@@ -1,8 +1,7 @@
 """Held-out evaluation with onnxruntime, where no training happens and torch is not needed."""
 
-from typing import Protocol
-
 from collections.abc import Iterator
+from typing import Protocol
 
 from headwater.batch import Batch
 from headwater.errors import DataError

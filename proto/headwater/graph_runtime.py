@@ -40,7 +40,13 @@ class GraphRuntime:
         if missing:
             raise PlanError(f"graph {self.member} lacks the input {missing[0]!r}")
         feeds = {name: np.asarray(values[name], order="C") for name in self.inputs}
-        return dict(zip(self.outputs, run_session(self._session, self.outputs, feeds, self.member), strict=True))
+        return dict(
+            zip(
+                self.outputs,
+                run_session(self._session, self.outputs, feeds, self.member),
+                strict=True,
+            )
+        )
 
     def _check_ports(self) -> None:
         found = (

@@ -25,13 +25,7 @@ MAXIMUM_CONSTANT_BYTES = 16 * 2**20
 _EXTERNAL = 1
 
 OPERATORS = frozenset(
-    """Abs Acos Add And ArgMax ArgMin Asin Atan AveragePool BitwiseAnd BitwiseNot BitwiseOr
-    BitwiseXor Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh CumSum Div Equal Erf Exp Expand
-    Floor Gather GatherElements Gelu Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less
-    LessOrEqual Log LogSoftmax MatMul Max MaxPool MaxUnpool Min Mod Mul Neg Not Or Pad Pow Range
-    Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round ScatterElements
-    ScatterND Shape Sigmoid Sign Sin Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh Tile
-    Transpose Trilu Unsqueeze Where Xor""".split()
+    ["Abs", "Acos", "Add", "And", "ArgMax", "ArgMin", "Asin", "Atan", "AveragePool", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "Ceil", "Concat", "Constant", "Conv", "ConvTranspose", "Cos", "Cosh", "CumSum", "Div", "Equal", "Erf", "Exp", "Expand", "Floor", "Gather", "GatherElements", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity", "IsInf", "IsNaN", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "MaxUnpool", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Sin", "Sinh", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tan", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"]
 )
 """All pure functions of their inputs: nothing draws random numbers, loops, or reads a file."""
 
@@ -47,7 +41,9 @@ def check_graph(data: bytes, member: str) -> None:
     try:
         model = ModelView.FromString(data)
     except DecodeError as error:
-        raise PlanError(f"graph {member} is not an ONNX file, is damaged or nests too deeply") from error
+        raise PlanError(
+            f"graph {member} is not an ONNX file, is damaged or nests too deeply"
+        ) from error
     _check_operator_sets(model, member)
     nodes = constants = 0
     for graph, depth in _graphs(model.graph, 1):
@@ -97,7 +93,9 @@ def _check_operator_sets(model: ModelView, member: str) -> None:
                 "compile the plan for an older one"
             )
     if not model.opset_import:
-        raise PlanError(f"graph {member} names no operator set: it is not an ONNX file, or is damaged")
+        raise PlanError(
+            f"graph {member} names no operator set: it is not an ONNX file, or is damaged"
+        )
     if model.functions:
         raise PlanError(f"graph {member} defines functions of its own, which plans may not")
 
@@ -134,7 +132,9 @@ def _checked_constant_bytes(graph: GraphView, member: str) -> int:
     size = 0
     for tensor in _tensors(graph):
         if tensor.data_location == _EXTERNAL or tensor.external_data:
-            raise PlanError(f"graph {member} refers to data outside of its file, which plans may not")
+            raise PlanError(
+                f"graph {member} refers to data outside of its file, which plans may not"
+            )
         size += len(tensor.raw_data)
     return size
 

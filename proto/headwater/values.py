@@ -1,7 +1,7 @@
 """The names that values have in a plan's graphs, as one place turns them to and fro.
 
-    p.TENSOR state    f.TENSOR frozen    o.SLOT.TENSOR optimizer    x0.. inputs    y0.. targets
-    h.NAME hyperparameter    seed    loss    m.METRIC    output    new.NAME state after a step
+p.TENSOR state    f.TENSOR frozen    o.SLOT.TENSOR optimizer    x0.. inputs    y0.. targets
+h.NAME hyperparameter    seed    loss    m.METRIC    output    new.NAME state after a step
 """
 
 from collections.abc import Mapping

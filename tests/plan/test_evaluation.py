@@ -2,11 +2,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from headwater.batch import Batch
 from headwater.errors import DataError, PlanError
 from headwater.evaluation import evaluate
 from headwater.graph_runtime import GraphRuntime
-
 from tests.plans import compiled, opened
 from tests.zoo import ZOO, batch
 

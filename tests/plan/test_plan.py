@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from headwater.errors import PlanError
 from headwater.layout import Role
 from headwater.manifest import Manifest, Member
 from headwater.plan import MANIFEST, Plan, write_plan
-
 from tests.plans import compiled, opened
 
 

@@ -3,11 +3,11 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from headwater import plan_checks
 from headwater.errors import PlanError
 from headwater.plan_checks import check_graph, check_memory
-from onnx import TensorProto, helper
-
 from tests.plans import compiled
 
 

@@ -1,0 +1,308 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coordinator.compiler import compile as compiler
+from coordinator.compiler.compile import CompiledPlan, compile_plan
+from headwater.batch import TensorSignature
+from headwater.errors import CompileError
+from headwater.graph_runtime import GraphRuntime
+from headwater.layout import Role
+from tests.plans import compile_case, compiled, opened
+from tests.zoo import ZOO, batch
+
+FEATURES = TensorSignature("features", (20,), "float32")
+LABEL = TensorSignature("label", (), "int64")
+
+
+def compile_features(model: nn.Module, **changed: Any) -> CompiledPlan:
+    arguments: dict[str, Any] = {
+        "loss": "cross_entropy", "metrics": ["accuracy"],
+        "optimizer": {"name": "sgd", "learning_rate": 0.1}, "inputs": [FEATURES],
+        "targets": [LABEL], "name": "features", "batch_size": 8, "seed": 1,
+    }  # fmt: skip
+    return compile_plan(model, **{**arguments, **changed})
+
+
+class Body(nn.Module):
+    """A model whose forward is a function of the test's, after one linear layer."""
+
+    def __init__(self, body: Callable[["Body", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(20, 5)
+        self.body = body
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.body(self, features)
+
+
+@pytest.mark.parametrize("name", ["resnet", "dropout"])
+def test_compiling_twice_gives_the_same_bytes(name: str) -> None:
+    again = compile_case(ZOO[name], name)
+    assert again.digest == compiled(name).digest
+    assert again.members == compiled(name).members
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_zoo_model_has_all_members(name: str) -> None:
+    plan = compiled(name)
+    assert set(plan.members) == {
+        "train.onnx", "gradients.onnx", "apply.onnx", "evaluate.onnx", "predict.onnx",
+        "train.aten.json", "evaluate.aten.json", "weights.safetensors",
+    }  # fmt: skip
+    graphs = plan.manifest.graphs
+    layout = plan.manifest.layout
+    state = {
+        f"p.{t.name}" for t in layout.trainable + layout.float_buffers + layout.integer_buffers
+    }
+    slots = {slot.value_name for slot in plan.manifest.optimizer.slots}
+    assert {n for n in graphs["train.onnx"].outputs if n.startswith("new.")} == {
+        f"new.{n}" for n in state | slots
+    }
+    assert set(graphs["gradients.onnx"].outputs) >= {f"g.{t.name}" for t in layout.trainable}
+    assert graphs["predict.onnx"].outputs == ("output",)
+    assert plan.manifest.uses_seed is (name == "dropout")
+    assert plan.manifest.parity["steps"] >= 2
+    for data in (plan.members[m] for m in graphs):
+        assert not any(
+            t.dims for t in onnx.load_from_string(data).graph.initializer if t.name[0] == "p"
+        )
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = ZOO["resnet"].build().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    compile_case(ZOO["resnet"], "resnet", model=model)
+    assert not model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_progress_is_told_in_words() -> None:
+    heard: list[str] = []
+    compile_features(nn.Linear(20, 5), progress=heard.append)
+    assert len(heard) == 3
+    assert "comparing the graphs with eager torch" in heard
+
+
+def test_bounds_come_from_the_model() -> None:
+    manifest = compiled("transformer").manifest
+    assert manifest.targets[0].maximum == 11
+    unbounded = [TensorSignature("tokens", (6,), "int64")]
+    found = compile_case(ZOO["transformer"], "t", inputs=unbounded).manifest
+    assert found.inputs[0].maximum == 11
+
+
+def test_tied_weights_are_one_tensor() -> None:
+    names = [t.name for t in compiled("transformer").manifest.tensors]
+    assert "embedding.weight" in names
+    assert "head.weight" not in names
+
+
+def test_frozen_parameters_travel_with_the_plan() -> None:
+    model = nn.Sequential(nn.Linear(20, 7), nn.Tanh(), nn.Linear(7, 5))
+    model[0].requires_grad_(False)
+    plan = opened(compile_features(model))
+    assert [t.name for t in plan.layout.trainable] == ["2.bias", "2.weight"]
+    np.testing.assert_array_equal(plan.frozen_tensors()["0.weight"], model[0].weight.numpy())
+    assert "f.0.weight" in plan.manifest.graphs["train.onnx"].inputs
+
+
+def test_constant_buffers_are_frozen_and_changing_ones_averaged() -> None:
+    """A buffer that is assigned, not written in place, is seen as well."""
+
+    def body(model: Body, features: Tensor) -> Tensor:
+        output = model.linear(features) * model.mask
+        if model.training:
+            model.running = 0.9 * model.running + 0.1 * output.detach().mean(0)  # type: ignore[has-type]
+        return output
+
+    model = Body(body)
+    model.register_buffer("mask", torch.ones(5, dtype=torch.bool))
+    model.register_buffer("running", torch.zeros(5))
+    plan = opened(compile_features(model))
+    roles = {t.name: t.role for t in plan.layout.tensors}
+    assert roles["mask"] is Role.FROZEN
+    assert roles["running"] is Role.AVERAGED_BUFFER
+    assert "new.p.running" in plan.manifest.graphs["train.onnx"].outputs
+
+
+def test_sequences_and_images_find_their_classes() -> None:
+    output, target = torch.randn(2, 6, 11), torch.randint(0, 11, (2, 6))
+    from coordinator.compiler.losses import loss_function
+    from coordinator.compiler.metrics import accuracy
+
+    loss = loss_function("cross_entropy")
+    wanted = F.cross_entropy(output.transpose(1, 2), target)
+    assert torch.allclose(loss(output, target), wanted)
+    assert torch.allclose(loss(output.transpose(1, 2), target), wanted)
+    assert accuracy(output, target) == accuracy(output.transpose(1, 2), target)
+    with pytest.raises(CompileError, match=r"second or the last dimension: write the loss"):
+        loss(torch.randn(2, 6, 6), torch.randint(0, 6, (2, 6)))
+
+
+def test_losses_and_metrics_of_the_author() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, label_smoothing=0.1)
+
+    def confidence(output: Tensor, target: Tensor) -> Tensor:
+        return output.softmax(1).amax(1).mean()
+
+    plan = compile_features(
+        nn.Linear(20, 5), loss=loss, metrics={"accuracy": "accuracy", "confidence": confidence},
+        targets=[TensorSignature("label", (), "int64", maximum=5)],
+    )  # fmt: skip
+    assert plan.manifest.metrics == ("accuracy", "confidence")
+    assert "m.confidence" in plan.manifest.graphs["evaluate.onnx"].outputs
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "binary_cross_entropy_with_logits", "huber_loss"])
+def test_regression_losses(loss: str) -> None:
+    target = TensorSignature("target", (5,), "float32")
+    plan = compile_features(nn.Linear(20, 5), loss=loss, metrics=[], targets=[target])
+    assert plan.manifest.targets == (target,)
+
+
+@pytest.mark.parametrize("name", ["lenet", "transformer", "gru"])
+def test_gradients_then_apply_is_train(name: str) -> None:
+    plan = opened(compiled(name))
+    values = {f"p.{n}": a for n, a in plan.layout.unflatten(plan.initial_weights()).items()}
+    values |= {s.value_name: np.zeros(s.shape, np.float32) for s in plan.manifest.optimizer.slots}
+    examples = batch(ZOO[name], 5, 3)
+    values |= {"x0": examples.inputs[0], "y0": examples.targets[0]}
+    values |= {"h.learning_rate": np.array(0.01, np.float32), "seed": np.array(1)}
+    train, first, second = (
+        GraphRuntime(plan, f"{part}.onnx", threads=1) for part in ("train", "gradients", "apply")
+    )
+    whole = train.run(values)
+    halves = first.run(values)
+    halves |= second.run({**values, **halves})
+    for output in (n for n in train.outputs if n.startswith("new.")):
+        np.testing.assert_allclose(whole[output], halves[output], rtol=1e-5, atol=1e-6)
+
+
+REFUSED: dict[str, tuple[Callable[[Body, Tensor], Tensor], str]] = {
+    "noise": (
+        lambda m, x: m.linear(x + torch.randn_like(x)),
+        r"aten.randn_like.default .* draws random numbers: only dropout",
+    ),
+    "control flow": (
+        lambda m, x: m.linear(x) if x.sum() > 0 else -m.linear(x),
+        r"branches on the values of a tensor.* at .*test_compile.py:\d+: .*torch.where",
+    ),
+    "item": (lambda m, x: m.linear(x) * x.max().item(), r"value of a tensor leaves the graph.*item"),
+    "fixed batch": (
+        lambda m, x: m.linear(x) * (1 if x.shape[0] == 11 else 2), "fixes the batch size",
+    ),
+    "half": (lambda m, x: m.linear(x.half().float()), r"computes in torch.float16"),
+    "tuple": (lambda m, x: (m.linear(x), x), r"the loss does not fit|output is"),
+    "wrong shape": (lambda m, x: m.linear(x[:, :7]), "cannot be traced in module 'linear'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_cannot_be_compiled(name: str) -> None:
+    body, message = REFUSED[name]
+    with pytest.raises(CompileError, match=message):
+        compile_features(Body(body))
+
+
+def test_an_unsupported_operator_names_its_module() -> None:
+    class Odd(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return torch.special.i0(features)
+
+    model = nn.Sequential(nn.Linear(20, 5), nn.Sequential(nn.Tanh(), Odd()))
+    with pytest.raises(CompileError, match=r"aten.i0.default in module '1.1'.*not supported"):
+        compile_features(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_parameters_must_be_float32(dtype: torch.dtype) -> None:
+    with pytest.raises(CompileError, match=rf"'weight' has dtype {dtype}; parameters must be"):
+        compile_features(nn.Linear(20, 5).to(dtype))
+
+
+def test_integer_parameters_are_refused() -> None:
+    model = nn.Linear(20, 5)
+    model.register_parameter("codes", nn.Parameter(torch.ones(3, dtype=torch.int64), False))
+    with pytest.raises(CompileError, match=r"'codes' has dtype torch.int64"):
+        compile_features(model)
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(CompileError, match="no parameter to train"):
+        compile_features(nn.Linear(20, 5).requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"loss": "crossentropy"}, "loss 'crossentropy' is not known; use one of cross_entropy"),
+        ({"metrics": ["f1"]}, "metric 'f1' is not known"),
+        ({"targets": [TensorSignature("y", (3,), "int64")]}, r"output is \[batch, 5\]"),
+        ({"targets": [TensorSignature("y", (), "float32")]}, "declare the target's dtype as int64"),
+        ({"targets": [TensorSignature("y", (), "int64", 9)]}, "output has 5 classes"),
+        ({"loss": lambda output, target: output}, r"the loss returned \[batch, 5\]"),
+        ({"loss": lambda output, target: 3.0}, "the loss returned float"),
+        ({"metrics": {"m": lambda output, target: output}}, "the metric 'm' returned"),
+        ({"loss": "mse_loss", "metrics": []}, "both need one shape"),
+        ({"inputs": [TensorSignature("x", (20,), "complex64")]}, "has dtype 'complex64'; allowed"),
+    ],
+)
+def test_losses_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        compile_features(nn.Linear(20, 5), **changed)
+
+
+def test_an_embedding_smaller_than_its_input_is_refused() -> None:
+    too_many = [TensorSignature("tokens", (6,), "int64", maximum=50)]
+    with pytest.raises(CompileError, match=r"up to 49; the model's embedding has 11 rows"):
+        compile_case(ZOO["gru"], "gru", inputs=too_many)
+
+
+def test_the_gate_refuses_a_wrong_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lowering that is off by a thousandth in one gradient."""
+    honest = compiler._onnx
+
+    def dishonest(traced: Any, member: str) -> bytes:
+        model = onnx.load_from_string(honest(traced, member))
+        for node in model.graph.node:
+            if member == "gradients.onnx" and node.output[0].startswith("g.1.weight"):
+                node.output[0] = "wrong"
+                model.graph.initializer.append(
+                    onnx.numpy_helper.from_array(np.array(1.001, np.float32), "off")
+                )
+                model.graph.node.append(
+                    onnx.helper.make_node("Mul", ["wrong", "off"], ["g.1.weight"])
+                )
+                break
+        return model.SerializeToString()
+
+    monkeypatch.setattr(compiler, "_onnx", dishonest)
+    with pytest.raises(CompileError, match=r"gradients.gradients lies 1.0e-03 from float64 torch"):
+        compile_case(ZOO["mlp"], "mlp")
+
+
+def test_the_gate_refuses_an_adam_without_its_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coordinator.compiler.optimizers import Adam
+
+    honest = Adam.update
+
+    def without(self: Adam, *arguments: Any) -> Any:
+        object.__setattr__(self, "epsilon", 0.0)
+        try:
+            return honest(self, *arguments)
+        finally:
+            object.__setattr__(self, "epsilon", 1e-8)
+
+    monkeypatch.setattr(Adam, "update", without)
+    with pytest.raises(CompileError, match="not finite in new.p"):
+        compile_case(ZOO["mlp"], "mlp", optimizer={"name": "adam", "learning_rate": 0.01})

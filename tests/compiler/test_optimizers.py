@@ -1,0 +1,69 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from coordinator.compiler.optimizers import optimizer_from
+from headwater.errors import CompileError
+from headwater.graph_runtime import GraphRuntime
+from tests.plans import compile_case, opened
+from tests.zoo import ZOO
+
+SETTINGS: list[dict[str, Any]] = [
+    {"name": "sgd"},
+    {"name": "sgd", "weight_decay": 0.1},
+    {"name": "sgd", "momentum": 0.9},
+    {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    {"name": "adam"},
+    {"name": "adam", "beta1": 0.5, "beta2": 0.9, "epsilon": 1e-4, "weight_decay": 0.1},
+    {"name": "adamw"},
+    {"name": "adamw", "weight_decay": 0.0},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_plan_steps_as_torch_optim_does(settings: dict[str, Any]) -> None:
+    """Also where a gradient is zero: an Adam without its epsilon would give NaN."""
+    case = ZOO["mlp"]
+    plan = opened(compile_case(case, "mlp", optimizer={**settings, "learning_rate": 0.01}))
+    graph = GraphRuntime(plan, "apply.onnx", threads=1)
+    state = {f"p.{n}": a for n, a in plan.layout.unflatten(plan.initial_weights()).items()}
+    state |= {s.value_name: np.zeros(s.shape, np.float32) for s in plan.manifest.optimizer.slots}
+
+    chosen, rate = optimizer_from({**settings, "learning_rate": 0.01})
+    model = case.build().double()
+    reference = chosen.eager(model.parameters(), rate)
+    draw = np.random.default_rng(0)
+    for _ in range(4):
+        gradients = {}
+        for name, parameter in model.named_parameters():
+            value = draw.standard_normal(tuple(parameter.shape), np.float32)
+            value.reshape(-1)[::2] = 0
+            gradients[f"g.{name}"] = value
+            parameter.grad = torch.from_numpy(value).double()
+        reference.step()
+        results = graph.run({**state, **gradients, "h.learning_rate": np.array(rate, np.float32)})
+        state = {name.removeprefix("new."): array for name, array in results.items()}
+    for name, parameter in model.named_parameters():
+        exact = parameter.detach().numpy()
+        np.testing.assert_allclose(state[f"p.{name}"], exact, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "lion", "learning_rate": 1}, "'lion' is not known; known: sgd, adam, adamw"),
+        ({"name": "sgd", "learning_rate": 1, "beta1": 0.5}, "unknown setting 'beta1'; allowed"),
+        ({"name": "sgd", "learning_rate": 1, "momentum": 1.0}, "expected 0 <= momentum < 1"),
+        ({"name": "sgd", "learning_rate": 1, "momentum": True}, "expected a number"),
+        ({"name": "sgd", "learning_rate": 1, "nesterov": 1}, "expected true or false"),
+        ({"name": "sgd", "learning_rate": 1, "nesterov": True}, "nesterov needs a momentum"),
+        ({"name": "sgd", "learning_rate": 0}, "expected a number above 0"),
+        ({"name": "sgd"}, "learning_rate is None"),
+        ({"name": "adam", "learning_rate": 1, "epsilon": 0.0}, "0 < epsilon < 1"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        optimizer_from(settings)
