@@ -12,6 +12,7 @@ from coordinator.compiler.compile import compile_plan
 from edge_client.trainers import open_trainer
 from headwater.batch import Array, Batch, TensorSignature
 from headwater.plan import Plan
+from tests.plans import opened
 
 EPOCHS, BATCH_SIZE = 4, 32
 SPREAD = 0.03
@@ -46,7 +47,7 @@ def _plan() -> Plan:
         [TensorSignature("label", (), "int64", maximum=10)],
         name="digits", batch_size=BATCH_SIZE, seed=0,
     )  # fmt: skip
-    return Plan(compiled.manifest.to_bytes(), compiled.members.__getitem__)
+    return opened(compiled)
 
 
 def test_the_same_accuracy_on_digits() -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from edge_client.trainers import open_trainer
+from edge_client.trainers.torch_aten import load_graph
 from edge_client.trainers.torch_trainer import EVALUATE, TRAIN, TorchTrainer
 from headwater.aten import AtenGraph, AtenNode, Reference
 from headwater.aten_json import read_graph, write_graph
 from headwater.batch import Batch
 from headwater.errors import DataError, MissingExtraError, PlanError, UsageError
 from headwater.plan import Plan
+from headwater.values import batch_values, state_values
 from tests.zoo import ZOO, batch
 
 PlanOf = Callable[[str], Plan]
@@ -76,16 +78,17 @@ def test_threads_are_capped(plan_of: PlanOf) -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_no_tensor_is_left_behind_on_the_cpu(plan_of: PlanOf, name: str) -> None:
     """The meta device stands in for a GPU: it refuses operands of two devices like one."""
-    from edge_client.trainers.torch_aten import load_graph
-
     plan = plan_of(name)
-    cpu = trainer_of(plan)
-    values = {**cpu._state, **cpu._slots, **cpu._batch(batch(ZOO[name], 3, 0))}
-    values |= {"h.learning_rate": torch.tensor(0.1), "seed": torch.tensor(1)}
+    arrays = state_values(plan, plan.initial_weights()) | batch_values(batch(ZOO[name], 3, 0))
+    arrays |= {
+        slot.value_name: np.zeros(slot.shape, np.float32) for slot in plan.manifest.optimizer.slots
+    }
+    arrays |= {"h.learning_rate": np.float32(0.1), "seed": np.int64(1)}  # type: ignore[dict-item]
     for member in (TRAIN, EVALUATE):
         graph = read_graph(plan.read(member))
         step = load_graph(graph, torch.device("meta"))
-        results = step(*(values[name].to("meta") for name in graph.inputs))
+        values = (torch.from_numpy(np.array(arrays[name])) for name in graph.inputs)
+        results = step(*(value.to("meta") for value in values))
         assert {result.device.type for result in results} == {"meta"}
 
 

@@ -24,7 +24,7 @@ from tests.zoo import ZOO, batch
 
 PlanOf = Callable[[str], Plan]
 BACKENDS = ("onnxruntime", "torch")
-FACTOR = 10.0
+FACTOR = 5.0
 """How many yardsticks a backend may be away from float64 after five steps."""
 
 
