@@ -1,12 +1,12 @@
 """A coordinator's Control service, for command lines and for Python.
 
-    from coordinator.author import compile_job
-    from coordinator.control_client import ControlClient
+from coordinator.author import compile_job
+from coordinator.control_client import ControlClient
 
-    with ControlClient("127.0.0.1:7070") as control:
-        job = control.submit("job.toml", compile_job("job.toml"))
-        for news in control.follow(job.reference):
-            print(news)
+with ControlClient("127.0.0.1:7070") as control:
+    job = control.submit("job.toml", compile_job("job.toml"))
+    for news in control.follow(job.reference):
+        print(news)
 """
 
 from collections.abc import Iterator

@@ -4,9 +4,8 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from headwater.v1 import control_pb2
-
 from coordinator.services import queries
+from headwater.v1 import control_pb2
 from storage.database import open_database
 
 

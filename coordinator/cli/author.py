@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import click
-from headwater.v1 import control_pb2
 
 from coordinator.author import compile_job
 from coordinator.cli import show
 from coordinator.cli.options import coordinator_option, json_option
 from coordinator.cli.rounds import ROUND_COLUMNS, round_row
 from coordinator.control_client import ControlClient
+from headwater.v1 import control_pb2
 
 _JOB_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FAILED = ("failed", "cancelled")

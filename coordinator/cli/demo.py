@@ -6,10 +6,10 @@ import sys
 from types import FrameType
 
 import click
-from headwater.v1 import control_pb2
 
 from coordinator.cli import show
 from coordinator.cli.options import json_option
+from headwater.v1 import control_pb2
 
 _WIDTHS = (5, 12, 8, 7, 8, 7, 8, 8)
 _HEADINGS = ("round", "participants", "examples", "loss", "accuracy", "seconds", "down", "up")

@@ -19,9 +19,7 @@ def models() -> None:
 @click.argument("job")
 @click.option("--best", metavar="METRIC", default="", help="Rank by this metric, best first.")
 @reading
-def list_models(
-    job: str, best: str, coordinator: str, database: str | None, as_json: bool
-) -> None:
+def list_models(job: str, best: str, coordinator: str, database: str | None, as_json: bool) -> None:
     """A job's model versions: by number, or best first."""
     with open_reader(coordinator, database) as reader:
         found = reader.list_models(job, best)

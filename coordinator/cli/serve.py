@@ -4,11 +4,11 @@ import asyncio
 from pathlib import Path
 
 import click
-from headwater.sources.binding import parse_binding
 
 from coordinator.cli.logs import configure_logs
 from coordinator.server import Settings
 from coordinator.server import serve as serve_until_stopped
+from headwater.sources.binding import parse_binding
 
 
 @click.command()

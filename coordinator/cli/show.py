@@ -21,9 +21,7 @@ def plain(message: Message) -> dict[str, Any]:
     return {
         field.name: _value(message, field.name)
         for field in message.DESCRIPTOR.fields
-        if field.message_type is None
-        or field.is_repeated
-        or message.HasField(field.name)
+        if field.message_type is None or field.is_repeated or message.HasField(field.name)
     }
 
 

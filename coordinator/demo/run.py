@@ -43,9 +43,7 @@ class Result:
         return asdict(self)
 
 
-def run_demo(
-    say: Callable[[str], None], show_round: Callable[[control_pb2.Round], None]
-) -> Result:
+def run_demo(say: Callable[[str], None], show_round: Callable[[control_pb2.Round], None]) -> Result:
     """Train the digits over four client processes, and leave the history and the model.
 
     `say` is told in words what happens, `show_round` each round as it ends.

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from sqlalchemy.orm import Session
 
 from coordinator.engine.engine import Engine
 from coordinator.services import messages, queries
 from coordinator.services.checks import checked_digest
-from coordinator.services.submission import submit_job
+from coordinator.services.submission import PIN_HOLDER, submit_job
 from headwater.errors import UpdateError, UsageError
 from headwater.v1 import control_pb2, control_pb2_grpc
 from storage import blobs as blob_repository
@@ -39,13 +40,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Missing(  # noqa: N802
         self, request: control_pb2.MissingRequest, context: Context
     ) -> control_pb2.MissingResponse:
-        """Which blobs are not here; those that are get pinned until a job refers to them."""
-        missing = [
-            digest
-            for digest in request.digests
-            if not self._world.blobs.exists(checked_digest(digest))
-        ]
-        await self._pin([digest for digest in request.digests if digest not in missing])
+        """Which blobs are not here; all are pinned until a job refers to them."""
+        digests = [checked_digest(digest) for digest in request.digests]
+        await self._pin(digests)  # first, so that no collection comes between look and answer
+        missing = [one for one in digests if not self._world.blobs.exists(one)]
         return control_pb2.MissingResponse(digests=missing)
 
     async def Store(  # noqa: N802
@@ -182,15 +180,13 @@ class ControlService(control_pb2_grpc.ControlServicer):
         return {one.client_id for one in self._world.attendance}
 
     async def _pin(self, digests: list[str]) -> None:
-        for digest in digests:
-            await self._world.database.write(
-                partial(
-                    blob_repository.pin,
-                    digest=digest,
-                    holder="submission",
-                    now=self._world.clock.now(),
-                )
-            )
+        now = self._world.clock.now()
+
+        def write(session: Session) -> None:
+            for digest in digests:
+                blob_repository.pin(session, digest=digest, holder=PIN_HOLDER, now=now)
+
+        await self._world.database.write(write)
 
     async def _receive(
         self,
