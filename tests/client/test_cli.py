@@ -1,16 +1,21 @@
 """The command line: what it prints and what it ends with."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge_client import cli
 from edge_client.state import StateDirectory
 from headwater.errors import DataError, PlanError
-from headwater.manifest import PeakMemory
+from headwater.layout import Layout, Weights
+from headwater.manifest import Member, PeakMemory
 from headwater.plan import write_plan
+from headwater.safetensors import write_weights
+from tests.client.fake_fleet import sha256
 from tests.client.fakes import AddingTrainer, Ones, tiny_manifest
 
 
@@ -27,15 +32,6 @@ def plan_file(tmp_path: Path) -> Path:
 
 
 def write_tiny(folder: Path, **changes: Any) -> Path:
-    import io
-
-    import numpy as np
-
-    from headwater.layout import Layout, Weights
-    from headwater.manifest import Member
-    from headwater.safetensors import write_weights
-    from tests.client.fake_fleet import sha256
-
     manifest, members = tiny_manifest(**changes)
     file = io.BytesIO()
     write_weights(
@@ -116,7 +112,7 @@ def test_options_win_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     path = tmp_path / "client.toml"
     path.write_text('coordinator = "a:1"\nname = "file"\nthreads = 3\n[data]\nx = "x.npz"\n')
     seen: list[Any] = []
-    monkeypatch.setattr(cli, "run_client", lambda settings, verbose: seen.append(settings) or 0)
+    monkeypatch.setattr(cli, "run_client", lambda settings, verbose: seen.append(settings))
     monkeypatch.setattr(cli, "end_process", lambda code: None)
     arguments = ["run", "--config", str(path), "--name", "option", "--data", "y=y.npz"]
     assert run([*arguments, "--tag", "site=north"], monkeypatch) == 0

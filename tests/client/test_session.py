@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -247,7 +248,7 @@ async def test_cancel_stops_between_two_steps(fleet: FakeFleet, device: Device) 
     await device.training()
     fleet.push(cancel=pb.Cancel(assignment_id=1, reason="the round closed"))
     fleet.push(assignment=job.assignment(2))
-    await progress_of(fleet, 1)
+    await caught_up(fleet)
     device.trainer.gate.set()
     assert (await fleet.next("offer")).assignment_id == 2
     await fleet.next("update")
@@ -293,7 +294,7 @@ async def test_the_assignment_under_way_is_not_begun_again(
     fleet.push(assignment=job.assignment(1))
     await device.training()
     fleet.push(assignment=job.assignment(1))
-    await progress_of(fleet, 1)
+    await caught_up(fleet)
     device.trainer.gate.set()
     await fleet.next("update")
     assert len(device.trainer.steps) == 6
@@ -336,10 +337,9 @@ async def test_progress_renews_the_lease_while_a_step_is_slow(
     device.trainer.gate.clear()
     fleet.push(assignment=job.assignment(1, lease_seconds=30))
     await device.training()
-    await progress_of(fleet, 1)
-    message = await fleet.next("progress")
-    assert message.phase == pb.PHASE_TRAINING
-    assert message.fraction == 0
+    while (message := await fleet.next("progress")).phase != pb.PHASE_TRAINING:
+        pass
+    assert (message.assignment_id, message.fraction) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -540,7 +540,22 @@ def recent(device: Device) -> list[dict[str, Any]]:
     return list(json.loads(device.state.status.read_text())["recent"])
 
 
-async def progress_of(fleet: FakeFleet, assignment_id: int) -> None:
-    """Two messages of progress: what was pushed before the second was handled by then."""
-    for _ in range(2):
-        assert (await fleet.next("progress")).assignment_id == assignment_id
+async def caught_up(fleet: FakeFleet) -> None:
+    """Return once the client handled all that was pushed: it logs each Fate in its turn."""
+    handled = asyncio.Event()
+    log = logging.getLogger("headwater.client")
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "a marker" in record.getMessage():
+                handled.set()
+
+    handler, level = Handler(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        fleet.push(fate=pb.Fate(assignment_id=10**9, state="a marker"))
+        await asyncio.wait_for(handled.wait(), 20)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

@@ -32,7 +32,7 @@ def test_identity_stays_and_instances_differ(tmp_path: Path) -> None:
 def test_a_damaged_identity_is_no_new_identity(tmp_path: Path, text: str) -> None:
     state = StateDirectory(tmp_path)
     state.identity.write_text(text)
-    with pytest.raises(StorageError, match="is damaged.*delete it to enroll this device as a new"):
+    with pytest.raises(StorageError, match=r"is damaged.*delete it to enroll this device as a new"):
         load_identity(state)
     assert state.identity.read_text() == text
 
