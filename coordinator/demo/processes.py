@@ -45,6 +45,10 @@ class Processes:
                 start_new_session=True,
             )
 
+    def process_id(self, name: str) -> int:
+        """The operating system's number of a process."""
+        return self._running[name].pid
+
     def log(self, name: str) -> Path:
         """Where a process's output goes."""
         return self._logs / f"{name}.log"
