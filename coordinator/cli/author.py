@@ -17,25 +17,37 @@ _FAILED = ("failed", "cancelled")
 
 @click.command("compile")
 @click.argument("job_file", type=_JOB_FILE)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="The .plan file to write.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The .plan file to write.",
+)
 @json_option
 def compile_command(job_file: Path, output: Path, as_json: bool) -> None:
     """Compile a job's model, loss and optimizer to a plan that any client can run."""
     plan = compile_job(job_file, output, progress=_progress)
     manifest = plan.manifest
     if as_json:
-        show.print_json({
-            "plan": str(output), "digest": plan.digest, "parity": dict(manifest.parity),
-            "size_bytes": sum(one.size_bytes for one in manifest.members.values()),
-            "parameters": manifest.layout.trainable_count,
-        })  # fmt: skip
+        show.print_json(
+            {
+                "plan": str(output),
+                "digest": plan.digest,
+                "parity": dict(manifest.parity),
+                "size_bytes": sum(one.size_bytes for one in manifest.members.values()),
+                "parameters": manifest.layout.trainable_count,
+            }
+        )
         return
-    show.print_fields((
-        ("plan", output), ("digest", plan.digest),
-        ("parameters", f"{manifest.layout.trainable_count:,}"),
-        ("size", show.size(sum(one.size_bytes for one in manifest.members.values()))),
-    ))  # fmt: skip
+    show.print_fields(
+        (
+            ("plan", output),
+            ("digest", plan.digest),
+            ("parameters", f"{manifest.layout.trainable_count:,}"),
+            ("size", show.size(sum(one.size_bytes for one in manifest.members.values()))),
+        )
+    )
 
 
 @click.command()

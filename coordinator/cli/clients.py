@@ -21,14 +21,29 @@ def list_clients(coordinator: str, database: str | None, as_json: bool) -> None:
     if as_json:
         show.print_json([show.plain(one) for one in found.clients])
         return
-    columns = (("client", "left"), ("attends", "left"), ("runtime", "left"), ("device", "left"),
-               ("data sets", "left"), ("tags", "left"), ("last seen", "left"), ("notes", "left"))  # fmt: skip
+    columns = (
+        ("client", "left"),
+        ("attends", "left"),
+        ("runtime", "left"),
+        ("device", "left"),
+        ("data sets", "left"),
+        ("tags", "left"),
+        ("last seen", "left"),
+        ("notes", "left"),
+    )
     rows = (
-        (one.name, "yes" if one.attending else "", one.profile.get("runtime", ""),
-         one.profile.get("device", ""), _datasets(one), _pairs(one.tags),
-         show.moment(one.last_seen_at, known=one.HasField("last_seen_at")), _notes(one))
+        (
+            one.name,
+            "yes" if one.attending else "",
+            one.profile.get("runtime", ""),
+            one.profile.get("device", ""),
+            _datasets(one),
+            _pairs(one.tags),
+            show.moment(one.last_seen_at, known=one.HasField("last_seen_at")),
+            _notes(one),
+        )
         for one in found.clients
-    )  # fmt: skip
+    )
     show.print_table(columns, rows, "no client has attended yet: headwater-client run")
 
 
@@ -45,19 +60,39 @@ def show_client(client: str, coordinator: str, database: str | None, as_json: bo
         )
         return
     one = found.client
-    show.print_fields((
-        ("client", one.name), ("identity", one.client_id), ("host", one.hostname),
-        ("attends", "yes" if one.attending else "no"), ("tags", _pairs(one.tags)),
-        *sorted(one.profile.items()), ("notes", _notes(one)),
-        ("last seen", show.moment(one.last_seen_at, known=one.HasField("last_seen_at"))),
-    ))  # fmt: skip
-    columns = (("job", "left"), ("round", "right"), ("state", "left"), ("examples", "right"),
-               ("train s", "right"), ("up", "right"), ("reason", "left"))  # fmt: skip
+    show.print_fields(
+        (
+            ("client", one.name),
+            ("identity", one.client_id),
+            ("host", one.hostname),
+            ("attends", "yes" if one.attending else "no"),
+            ("tags", _pairs(one.tags)),
+            *sorted(one.profile.items()),
+            ("notes", _notes(one)),
+            ("last seen", show.moment(one.last_seen_at, known=one.HasField("last_seen_at"))),
+        )
+    )
+    columns = (
+        ("job", "left"),
+        ("round", "right"),
+        ("state", "left"),
+        ("examples", "right"),
+        ("train s", "right"),
+        ("up", "right"),
+        ("reason", "left"),
+    )
     rows = (
-        (x.job, x.round_number, x.state, x.examples, show.number(x.train_seconds, 2),
-         show.size(x.bytes_up), x.reason)
+        (
+            x.job,
+            x.round_number,
+            x.state,
+            x.examples,
+            show.number(x.train_seconds, 2),
+            show.size(x.bytes_up),
+            x.reason,
+        )
         for x in found.assignments
-    )  # fmt: skip
+    )
     show.print_table(columns, rows, "it was never assigned")
 
 

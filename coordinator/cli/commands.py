@@ -29,6 +29,15 @@ def headwater() -> None:
 
 
 for command in (
-    serve, compile_command, submit, jobs, rounds, clients, models, db, data_group, demo,
-):  # fmt: skip
+    serve,
+    compile_command,
+    submit,
+    jobs,
+    rounds,
+    clients,
+    models,
+    db,
+    data_group,
+    demo,
+):
     headwater.add_command(command)

@@ -4,8 +4,14 @@ import click
 
 from storage import migrate
 
-_url = click.option("--database", metavar="URL", envvar="HEADWATER_DATABASE", required=True,
-                    show_envvar=True, help="sqlite:///PATH or postgresql://USER@HOST/NAME.")  # fmt: skip
+_url = click.option(
+    "--database",
+    metavar="URL",
+    envvar="HEADWATER_DATABASE",
+    required=True,
+    show_envvar=True,
+    help="sqlite:///PATH or postgresql://USER@HOST/NAME.",
+)
 
 
 @click.group()

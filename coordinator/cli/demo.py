@@ -58,12 +58,19 @@ class _Table:
             return
         measured = one.metrics_coordinator
         click.echo(
-            _line((
-                one.number, f"{one.accepted} of {one.offered}", one.examples,
-                show.metric(measured, "loss"), show.metric(measured, "accuracy"),
-                f"{one.seconds:.2f}", show.size(one.bytes_down), show.size(one.bytes_up),
-            ))
-        )  # fmt: skip
+            _line(
+                (
+                    one.number,
+                    f"{one.accepted} of {one.offered}",
+                    one.examples,
+                    show.metric(measured, "loss"),
+                    show.metric(measured, "accuracy"),
+                    f"{one.seconds:.2f}",
+                    show.size(one.bytes_down),
+                    show.size(one.bytes_up),
+                )
+            )
+        )
 
 
 def _line(cells: tuple[object, ...]) -> str:

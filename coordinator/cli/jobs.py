@@ -21,13 +21,25 @@ def list_jobs(coordinator: str, database: str | None, as_json: bool) -> None:
     if as_json:
         show.print_json([show.plain(one) for one in found.jobs])
         return
-    columns = (("job", "left"), ("state", "left"), ("rounds", "right"), ("dataset", "left"),
-               ("held-out", "left"), ("submitted", "left"))  # fmt: skip
+    columns = (
+        ("job", "left"),
+        ("state", "left"),
+        ("rounds", "right"),
+        ("dataset", "left"),
+        ("held-out", "left"),
+        ("submitted", "left"),
+    )
     rows = (
-        (one.reference, one.state, f"{one.rounds_done}/{one.rounds_planned}", one.dataset,
-         show.metrics_text(one.metrics), show.moment(one.created_at, known=True))
+        (
+            one.reference,
+            one.state,
+            f"{one.rounds_done}/{one.rounds_planned}",
+            one.dataset,
+            show.metrics_text(one.metrics),
+            show.moment(one.created_at, known=True),
+        )
         for one in found.jobs
-    )  # fmt: skip
+    )
     show.print_table(columns, rows, "no job was submitted yet: headwater submit job.toml")
 
 
@@ -42,15 +54,21 @@ def show_job(job: str, coordinator: str, database: str | None, as_json: bool) ->
         show.print_json(show.plain(found.job) | {"waiting_for": found.waiting_for})
         return
     one = found.job
-    show.print_fields((
-        ("job", one.reference), ("state", f"{one.state} ({one.state_reason})"),
-        ("waits for", found.waiting_for), ("rounds", f"{one.rounds_done} of {one.rounds_planned}"),
-        ("held-out", show.metrics_text(one.metrics)), ("latest version", one.latest_version),
-        ("dataset", one.dataset), ("plan", one.plan_digest),
-        ("submitted", show.moment(one.created_at, known=one.HasField("created_at"))),
-        ("started", show.moment(one.started_at, known=one.HasField("started_at"))),
-        ("ended", show.moment(one.ended_at, known=one.HasField("ended_at"))),
-    ))  # fmt: skip
+    show.print_fields(
+        (
+            ("job", one.reference),
+            ("state", f"{one.state} ({one.state_reason})"),
+            ("waits for", found.waiting_for),
+            ("rounds", f"{one.rounds_done} of {one.rounds_planned}"),
+            ("held-out", show.metrics_text(one.metrics)),
+            ("latest version", one.latest_version),
+            ("dataset", one.dataset),
+            ("plan", one.plan_digest),
+            ("submitted", show.moment(one.created_at, known=one.HasField("created_at"))),
+            ("started", show.moment(one.started_at, known=one.HasField("started_at"))),
+            ("ended", show.moment(one.ended_at, known=one.HasField("ended_at"))),
+        )
+    )
 
 
 def _change(action: str, meaning: str) -> click.Command:

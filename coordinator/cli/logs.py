@@ -32,8 +32,9 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line, and a traceback for a defect."""
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        subject = " ".join(f"{name}={getattr(record, name)}" for name in FIELDS
-                           if hasattr(record, name))  # fmt: skip
+        subject = " ".join(
+            f"{name}={getattr(record, name)}" for name in FIELDS if hasattr(record, name)
+        )
         message = "".join(one if one.isprintable() else " " for one in record.getMessage())
         line = " ".join(filter(None, (at, record.levelname.lower(), message, subject)))
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

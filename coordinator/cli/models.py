@@ -26,21 +26,38 @@ def list_models(job: str, best: str, coordinator: str, database: str | None, as_
     if as_json:
         show.print_json([show.plain(one) for one in found.models])
         return
-    columns = (("version", "left"), ("round", "right"), ("held-out", "left"), ("clients", "left"),
-               ("size", "right"), ("from", "left"), ("weights", "left"))  # fmt: skip
+    columns = (
+        ("version", "left"),
+        ("round", "right"),
+        ("held-out", "left"),
+        ("clients", "left"),
+        ("size", "right"),
+        ("from", "left"),
+        ("weights", "left"),
+    )
     rows = (
-        (f"{one.job}@{one.version}", one.round_number or "", show.metrics_text(one.metrics_coordinator),
-         show.metrics_text(one.metrics_clients), show.size(one.size_bytes), one.parent,
-         one.weights_digest[:12])
+        (
+            f"{one.job}@{one.version}",
+            one.round_number or "",
+            show.metrics_text(one.metrics_coordinator),
+            show.metrics_text(one.metrics_clients),
+            show.size(one.size_bytes),
+            one.parent,
+            one.weights_digest[:12],
+        )
         for one in found.models
-    )  # fmt: skip
+    )
     show.print_table(columns, rows, f"job {job} has no version")
 
 
 @models.command("pull")
 @click.argument("model", metavar="JOB[@VERSION]")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
-              help="The file to write; JOB-VERSION.safetensors by default.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write; JOB-VERSION.safetensors by default.",
+)
 @coordinator_option
 def pull(model: str, output: Path | None, coordinator: str) -> None:
     """Write a version's weights (the latest by default) to a safetensors file."""

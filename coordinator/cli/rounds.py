@@ -7,10 +7,17 @@ from coordinator.cli.options import open_reader, reading
 from headwater.v1 import control_pb2
 
 ROUND_COLUMNS = (
-    ("round", "right"), ("state", "left"), ("clients", "right"), ("examples", "right"),
-    ("loss", "right"), ("accuracy", "right"), ("seconds", "right"), ("down", "right"),
-    ("up", "right"), ("reason", "left"),
-)  # fmt: skip
+    ("round", "right"),
+    ("state", "left"),
+    ("clients", "right"),
+    ("examples", "right"),
+    ("loss", "right"),
+    ("accuracy", "right"),
+    ("seconds", "right"),
+    ("down", "right"),
+    ("up", "right"),
+    ("reason", "left"),
+)
 
 
 @click.group()
@@ -39,10 +46,16 @@ def round_row(one: control_pb2.Round) -> tuple[object, ...]:
     measured = one.metrics_coordinator or one.metrics_clients or one.metrics_train
     return (
         f"{one.number}" + (" eval" if one.purpose == "evaluate" else ""),
-        one.state, f"{one.accepted}/{one.offered}", one.examples,
-        show.metric(measured, "loss"), show.metric(measured, "accuracy"),
-        f"{one.seconds:.2f}", show.size(one.bytes_down), show.size(one.bytes_up), one.reason,
-    )  # fmt: skip
+        one.state,
+        f"{one.accepted}/{one.offered}",
+        one.examples,
+        show.metric(measured, "loss"),
+        show.metric(measured, "accuracy"),
+        f"{one.seconds:.2f}",
+        show.size(one.bytes_down),
+        show.size(one.bytes_up),
+        one.reason,
+    )
 
 
 @rounds.command("show")
@@ -62,29 +75,50 @@ def show_round(
         return
     one = found.round
     produced = "none" if one.version < 0 else one.version
-    show.print_fields((
-        ("round", f"{one.number} of {one.job} ({one.purpose})"),
-        ("state", f"{one.state}: {one.reason}"),
-        ("version", f"{produced}, from {one.base_version}"),
-        ("opened", show.moment(one.opened_at, known=True)),
-        ("seconds", show.number(one.seconds, 2)),
-        ("held-out", show.metrics_text(one.metrics_coordinator)),
-        ("clients before", show.metrics_text(one.metrics_clients)),
-        ("clients training", show.metrics_text(one.metrics_train)),
-        ("not selected", ", ".join(f"{k}: {v}" for k, v in sorted(one.not_selected.items()))),
-    ))  # fmt: skip
-    columns = (("client", "left"), ("state", "left"), ("share", "right"), ("examples", "right"),
-               ("loss before", "right"), ("after", "right"), ("norm", "right"), ("fetch s", "right"),
-               ("train s", "right"), ("upload s", "right"), ("down", "right"), ("up", "right"),
-               ("reason", "left"))  # fmt: skip
+    show.print_fields(
+        (
+            ("round", f"{one.number} of {one.job} ({one.purpose})"),
+            ("state", f"{one.state}: {one.reason}"),
+            ("version", f"{produced}, from {one.base_version}"),
+            ("opened", show.moment(one.opened_at, known=True)),
+            ("seconds", show.number(one.seconds, 2)),
+            ("held-out", show.metrics_text(one.metrics_coordinator)),
+            ("clients before", show.metrics_text(one.metrics_clients)),
+            ("clients training", show.metrics_text(one.metrics_train)),
+            ("not selected", ", ".join(f"{k}: {v}" for k, v in sorted(one.not_selected.items()))),
+        )
+    )
+    columns = (
+        ("client", "left"),
+        ("state", "left"),
+        ("share", "right"),
+        ("examples", "right"),
+        ("loss before", "right"),
+        ("after", "right"),
+        ("norm", "right"),
+        ("fetch s", "right"),
+        ("train s", "right"),
+        ("upload s", "right"),
+        ("down", "right"),
+        ("up", "right"),
+        ("reason", "left"),
+    )
     show.print_table(columns, map(_ledger_row, found.assignments), "no client was assigned")
 
 
 def _ledger_row(one: control_pb2.LedgerRow) -> tuple[object, ...]:
     return (
-        one.client, one.state, show.number(one.fold_weight, 3), one.examples,
-        show.metric(one.metrics_before, "loss"), show.metric(one.metrics_after, "loss"),
-        show.number(one.norm), show.number(one.fetch_seconds, 2), show.number(one.train_seconds, 2),
-        show.number(one.upload_seconds, 2), show.size(one.bytes_down), show.size(one.bytes_up),
+        one.client,
+        one.state,
+        show.number(one.fold_weight, 3),
+        one.examples,
+        show.metric(one.metrics_before, "loss"),
+        show.metric(one.metrics_after, "loss"),
+        show.number(one.norm),
+        show.number(one.fetch_seconds, 2),
+        show.number(one.train_seconds, 2),
+        show.number(one.upload_seconds, 2),
+        show.size(one.bytes_down),
+        show.size(one.bytes_up),
         one.reason,
-    )  # fmt: skip
+    )

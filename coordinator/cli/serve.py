@@ -12,26 +12,70 @@ from headwater.sources.binding import parse_binding
 
 
 @click.command()
-@click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:7070", show_default=True,
-              envvar="HEADWATER_LISTEN", help="Where to listen; port 0 lets the system choose.")  # fmt: skip
-@click.option("--data-directory", "directory", type=click.Path(file_okay=False, path_type=Path),
-              default=Path("headwater-data"), show_default=True,
-              envvar="HEADWATER_DATA_DIRECTORY", help="Blobs, uploads and the SQLite database.")  # fmt: skip
-@click.option("--database", metavar="URL", envvar="HEADWATER_DATABASE",
-              help="sqlite:///PATH or postgresql://USER@HOST/NAME; SQLite in the data directory by "
-              "default.")  # fmt: skip
-@click.option("--data", "bindings", metavar="NAME=PATH", multiple=True,
-              help="Held-out data to evaluate jobs of this data set on; may be given again.")  # fmt: skip
-@click.option("--insecure", is_flag=True,
-              help="Allow an address that others can reach, without encryption or enrollment.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
-              help="Threads that a fold and an evaluation may use.")  # fmt: skip
-@click.option("--lease-seconds", type=click.FloatRange(1), default=30.0, show_default=True,
-              help="Silence after which a client's assignment is given up.")  # fmt: skip
-@click.option("--keep-update-rounds", type=click.IntRange(0), default=2, show_default=True,
-              help="Rounds of a job whose updates are kept on disk.")  # fmt: skip
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
-              show_default=True, envvar="HEADWATER_LOG_FORMAT", help="How log lines look.")  # fmt: skip
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    default="127.0.0.1:7070",
+    show_default=True,
+    envvar="HEADWATER_LISTEN",
+    help="Where to listen; port 0 lets the system choose.",
+)
+@click.option(
+    "--data-directory",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("headwater-data"),
+    show_default=True,
+    envvar="HEADWATER_DATA_DIRECTORY",
+    help="Blobs, uploads and the SQLite database.",
+)
+@click.option(
+    "--database",
+    metavar="URL",
+    envvar="HEADWATER_DATABASE",
+    help="sqlite:///PATH or postgresql://USER@HOST/NAME; SQLite in the data directory by default.",
+)
+@click.option(
+    "--data",
+    "bindings",
+    metavar="NAME=PATH",
+    multiple=True,
+    help="Held-out data to evaluate jobs of this data set on; may be given again.",
+)
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Allow an address that others can reach, without encryption or enrollment.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Threads that a fold and an evaluation may use.",
+)
+@click.option(
+    "--lease-seconds",
+    type=click.FloatRange(1),
+    default=30.0,
+    show_default=True,
+    help="Silence after which a client's assignment is given up.",
+)
+@click.option(
+    "--keep-update-rounds",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Rounds of a job whose updates are kept on disk.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="HEADWATER_LOG_FORMAT",
+    help="How log lines look.",
+)
 def serve(
     listen: str,
     directory: Path,

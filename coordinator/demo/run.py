@@ -18,8 +18,11 @@ from headwater.partitioning.split import SplitRequest, split
 from headwater.v1 import control_pb2
 
 CLIENTS = (
-    ("edge-0", "onnxruntime"), ("edge-1", "onnxruntime"), ("torch-0", "torch"), ("torch-1", "torch"),
-)  # fmt: skip
+    ("edge-0", "onnxruntime"),
+    ("edge-1", "onnxruntime"),
+    ("torch-0", "torch"),
+    ("torch-1", "torch"),
+)
 ALPHA = 0.5
 SPLIT_SEED = 1
 HELD_OUT_FRACTION = 0.2
@@ -56,15 +59,22 @@ def run_demo(say: Callable[[str], None], show_round: Callable[[control_pb2.Round
     say(f"data directory {folder}")
     split(
         SplitRequest(
-            source="digits:", output=folder / "parts", rule="dirichlet", parts=len(CLIENTS),
-            alpha=ALPHA, seed=SPLIT_SEED, holdout=HELD_OUT_FRACTION,
+            source="digits:",
+            output=folder / "parts",
+            rule="dirichlet",
+            parts=len(CLIENTS),
+            alpha=ALPHA,
+            seed=SPLIT_SEED,
+            holdout=HELD_OUT_FRACTION,
         )
-    )  # fmt: skip
+    )
     with ExitStack() as stack:
         processes = stack.enter_context(Processes(folder))
         address = _start(processes, folder)
-        say(f"coordinator on {address}; 2 onnxruntime clients, in which importing torch fails, and "
-            "2 torch clients")  # fmt: skip
+        say(
+            f"coordinator on {address}; 2 onnxruntime clients, in which importing torch fails, and "
+            "2 torch clients"
+        )
         job_file = job_folder() / "job.toml"
         plan = compile_job(job_file, progress=say)
         control = stack.enter_context(ControlClient(address))

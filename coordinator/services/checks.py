@@ -31,8 +31,11 @@ def checked_hello(hello: fleet_pb2.Hello) -> None:
         _check_text(field, getattr(hello, field))
     if not hello.name:
         raise UsageError("name must not be empty")
-    for field, entries in (("tags", hello.tags), ("datasets", hello.datasets),
-                           ("encodings", hello.encodings)):  # fmt: skip
+    for field, entries in (
+        ("tags", hello.tags),
+        ("datasets", hello.datasets),
+        ("encodings", hello.encodings),
+    ):
         if len(entries) > _ENTRIES:
             raise UsageError(f"{field} has {len(entries)} entries; at most {_ENTRIES} are allowed")
     for key, value in hello.tags.items():

@@ -194,9 +194,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         until = self._world.clock.monotonic() + BARRED_SECONDS
         run.barred[attendee.client_id] = (f"it {state} its last assignment: {reason}", until)
         _log.warning(
-            "client %s %s: %s", attendee.name, state, reason,
+            "client %s %s: %s",
+            attendee.name,
+            state,
+            reason,
             extra={"client": attendee.name, "job": run.record.reference},
-        )  # fmt: skip
+        )
         await self._engine.end_assignment(run, live, state, reason)
 
     def _send_owed(self, attendee: Attendee) -> None:

@@ -64,8 +64,10 @@ def round_message(record: RoundRecord) -> control_pb2.Round:
 def ledger_message(one: AssignmentRecord, job: str, round_number: int) -> control_pb2.LedgerRow:
     """A row of the ledger."""
     finished = one.state not in (
-        AssignmentState.OFFERED, AssignmentState.TRAINING, AssignmentState.UPLOADING
-    )  # fmt: skip
+        AssignmentState.OFFERED,
+        AssignmentState.TRAINING,
+        AssignmentState.UPLOADING,
+    )
     return control_pb2.LedgerRow(
         assignment_id=one.id,
         job=job,

@@ -204,9 +204,11 @@ class Uploads:
     async def _reject(self, run: JobRun, live: LiveAssignment, reason: str) -> None:
         self._offers.pop(live.record.id, None)
         _log.warning(
-            "an update of client %s is rejected: %s", live.record.client_name, reason,
+            "an update of client %s is rejected: %s",
+            live.record.client_name,
+            reason,
             extra={"job": run.record.reference, "client": live.record.client_name},
-        )  # fmt: skip
+        )
         await self._engine.end_assignment(run, live, AssignmentState.REJECTED, reason)
 
     async def _note_late(self, record: AssignmentRecord) -> AssignmentRecord:

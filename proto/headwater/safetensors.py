@@ -21,9 +21,16 @@ from headwater.layout import BLOCK_ELEMENTS, Layout, Weights
 
 _MAXIMUM_HEADER_BYTES = 64 * 2**20
 _NAME_OF_DTYPE = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 _DTYPE_OF_NAME = {name: np.dtype(dtype) for dtype, name in _NAME_OF_DTYPE.items()}
 
 
@@ -43,9 +50,10 @@ def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
     for name, dtype, shape in tensors:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         header[name] = {
-            "dtype": _NAME_OF_DTYPE[dtype], "shape": list(shape),
+            "dtype": _NAME_OF_DTYPE[dtype],
+            "shape": list(shape),
             "data_offsets": [offset, offset + size],
-        }  # fmt: skip
+        }
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

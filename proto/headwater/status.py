@@ -97,9 +97,11 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
         behavior = (
-            handler.unary_unary or handler.unary_stream
-            or handler.stream_unary or handler.stream_stream
-        )  # fmt: skip
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
         wrap = _wrapped_stream if handler.response_streaming else _wrapped_unary
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
             wrap(behavior, str(method)), handler.request_deserializer, handler.response_serializer
