@@ -124,8 +124,11 @@ class Worker:
         try:
             await course
         except Cancelled:
-            self._journal.drop(work.assignment_id)
             self._end(work, "dropped", work.reason)
+            self._journal.drop(work.assignment_id)
+        except StorageError as error:
+            # What the journal still holds is offered again by the next process, and refused.
+            _log.error("the journal could not be cleared: %s", error, extra=_context(work))
         finally:
             ticking.cancel()
             self._work = None

@@ -5,7 +5,8 @@ import io
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,18 @@ class Ones:
             yield Batch((np.ones((size, 2), np.float32),), (np.zeros(size, np.int64),))
 
 
+@asynccontextmanager
+async def running(session: Session) -> AsyncIterator[None]:
+    """The session at work, until the body ends."""
+    task = asyncio.create_task(session.run())
+    try:
+        yield
+    finally:
+        session.stop()
+        async with asyncio.timeout(20):
+            await task
+
+
 class Device:
     """A client over a state directory, with fakes for everything that computes."""
 
@@ -221,18 +234,15 @@ class Device:
             clock=self.clock,
             random=lambda: 0.0,
         )
-        self._running: asyncio.Task[None] | None = None
+        self._running = running(self.session)
 
     async def __aenter__(self) -> "Device":
-        self._running = asyncio.create_task(self.session.run())
+        await self._running.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         self.trainer.gate.set()
-        self.session.stop()
-        assert self._running is not None
-        async with asyncio.timeout(20):
-            await self._running
+        await self._running.__aexit__(None, None, None)
 
     async def training(self) -> None:
         """Return once a step has begun."""
