@@ -1,4 +1,4 @@
-"""Compiled plans of the zoo, each made once in a test session and shared by the areas that need it."""
+"""Compiled plans of the zoo, each made once in a run and shared by the areas that need it."""
 
 from collections.abc import Mapping
 from functools import cache

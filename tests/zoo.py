@@ -1,4 +1,4 @@
-"""Tiny models of every covered kind, with what a plan of each needs: shared by several test areas."""
+"""Tiny models of every covered kind, with what a plan of each needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwater.batch import Batch, TensorSignature
+from headwater.batch import Array, Batch, TensorSignature
 
 IMAGE = TensorSignature("image", (3, 16, 16), "float32")
 LABEL = TensorSignature("label", (), "int64", maximum=5)
@@ -37,7 +37,8 @@ class LeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.pool(F.relu(self.first(images)))
-        return self.head(self.pool(F.relu(self.second(hidden))))
+        output: Tensor = self.head(self.pool(F.relu(self.second(hidden))))
+        return output
 
 
 class Residual(nn.Module):
@@ -104,7 +105,8 @@ class Attention(nn.Module):
         queries, keys, values = (part.view(shape).transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         hidden = hidden + self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
-        return hidden + self.feed_forward(hidden)
+        output: Tensor = hidden + self.feed_forward(hidden)
+        return output
 
 
 class Transformer(nn.Module):
@@ -122,7 +124,8 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         places = torch.arange(tokens.shape[1], device=tokens.device)
         hidden = self.embedding(tokens) + self.positions(places)
-        return self.head(self.norm(self.blocks(hidden)))
+        output: Tensor = self.head(self.norm(self.blocks(hidden)))
+        return output
 
 
 class Recurrent(nn.Module):
@@ -134,7 +137,8 @@ class Recurrent(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden, _ = self.cells(self.embedding(tokens))
-        return self.head(hidden)
+        output: Tensor = self.head(hidden)
+        return output
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def batch(case: Case, size: int, seed: int) -> Batch:
     """Random examples that fit the case's signatures."""
     draw = np.random.default_rng(seed)
 
-    def values(signature: TensorSignature) -> np.ndarray:
+    def values(signature: TensorSignature) -> Array:
         shape = (size, *signature.shape)
         if signature.dtype == "float32":
             return draw.standard_normal(shape, dtype=np.float32)

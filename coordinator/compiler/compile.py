@@ -43,7 +43,7 @@ from coordinator.compiler.parity import check_parity
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
 from coordinator.compiler.state import ModelState, model_state
 from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
-from coordinator.compiler.trace import TracedStep, decompose, trace_step
+from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
 from headwater.batch import Array, TensorSignature
 from headwater.errors import CompileError, PlanError
 from headwater.manifest import (
@@ -212,8 +212,6 @@ def _examples(
     targets: Sequence[TensorSignature],
 ) -> dict[str, Tensor]:
     """A tensor of the right shape and dtype for every input of the training step."""
-    from coordinator.compiler.trace import TRACE_BATCH_SIZE
-
     batch = random_batch(inputs, targets, TRACE_BATCH_SIZE, 0)
     examples = dict(state.values)
     for slot in _optimizer_spec(recipe).slots:
@@ -243,8 +241,6 @@ def _onnx(traced: TracedStep, member: str) -> bytes:
 
 
 def _optimizer_spec(recipe: Recipe) -> OptimizerSpec:
-    from dataclasses import asdict, is_dataclass
-
     optimizer = recipe.optimizer
     slots = [Slot(name, None, ()) for name in optimizer.scalars]
     slots += [
@@ -252,8 +248,7 @@ def _optimizer_spec(recipe: Recipe) -> OptimizerSpec:
         for slot in optimizer.slots
         for name, parameter in recipe.parameters.items()
     ]
-    settings = asdict(optimizer) if is_dataclass(optimizer) else {}  # type: ignore[call-overload]
-    return OptimizerSpec(optimizer.name, settings, tuple(slots))
+    return OptimizerSpec(optimizer.name, optimizer.settings, tuple(slots))
 
 
 def _tensor_members(state: ModelState) -> dict[str, bytes]:

@@ -2,9 +2,10 @@
 
 A counter-based generator in the sense of Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as
 easy as 1, 2, 3", SC 2011: no state, so torch on any device and onnxruntime draw the same mask. The
-mixer is two rounds of multiply and shift in the manner of Wellons, "Hash function prospector", 2018,
-with odd multipliers below 2**31 so that every product of 32-bit values fits in a signed 64-bit
-integer (onnxruntime has no 32-bit unsigned multiplication). Meant for dropout, not for privacy.
+mixer is two rounds of multiply and shift in the manner of Wellons, "Hash function prospector",
+2018, with odd multipliers below 2**31 so that every product of 32-bit values fits in a signed
+64-bit integer (onnxruntime has no 32-bit unsigned multiplication). Meant for dropout, not for
+privacy.
 """
 
 import torch

@@ -21,14 +21,30 @@ _SMALL_PATCH_ELEMENTS = 2**16
 """Per example. Up to here one product of gathered patches is fastest; above, one for each tap."""
 _MANY_TAPS = 64
 
-_STOCK = ["gelu_backward", "silu", "silu_backward", "hardtanh_backward", "hardswish", "hardswish_backward", "hardsigmoid_backward", "leaky_relu", "leaky_relu_backward", "elu", "elu_backward", "softplus", "softplus_backward", "mish", "mish_backward", "sigmoid_backward", "tanh_backward", "log_sigmoid_forward", "log_sigmoid_backward", "glu_backward", "_prelu_kernel", "_prelu_kernel_backward", "_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm", "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional", "_native_batch_norm_legit_no_training", "mse_loss", "mse_loss_backward", "smooth_l1_loss", "smooth_l1_loss_backward", "huber_loss", "huber_loss_backward", "binary_cross_entropy", "binary_cross_entropy_backward", "soft_margin_loss", "soft_margin_loss_backward", "nll_loss_forward", "nll_loss2d_forward", "nll_loss2d_backward", "select_backward", "slice_backward", "diagonal_backward", "unfold_backward", "addcmul", "addcdiv", "masked_fill", "rsub", "linalg_vector_norm", "reflection_pad2d_backward", "replication_pad2d_backward", "im2col_backward"]
+_STOCK = """
+gelu_backward silu silu_backward hardtanh_backward hardswish hardswish_backward
+hardsigmoid_backward leaky_relu leaky_relu_backward elu elu_backward softplus softplus_backward
+mish mish_backward sigmoid_backward tanh_backward log_sigmoid_forward log_sigmoid_backward
+glu_backward _prelu_kernel _prelu_kernel_backward _softmax_backward_data
+_log_softmax_backward_data native_layer_norm native_layer_norm_backward native_group_norm
+native_group_norm_backward native_batch_norm _native_batch_norm_legit
+_native_batch_norm_legit_functional _native_batch_norm_legit_no_training mse_loss
+mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward
+binary_cross_entropy binary_cross_entropy_backward soft_margin_loss soft_margin_loss_backward
+nll_loss_forward nll_loss2d_forward nll_loss2d_backward select_backward slice_backward
+diagonal_backward unfold_backward addcmul addcdiv masked_fill rsub linalg_vector_norm
+reflection_pad2d_backward replication_pad2d_backward im2col_backward
+""".split()  # noqa: SIM905 - a table reads better as words
 
-_KEPT = ["relu", "addmm", "_softmax", "_log_softmax", "floor_divide", "threshold_backward", "split", "split_with_sizes", "avg_pool2d", "max_pool2d_with_indices", "max_pool2d_with_indices_backward"]
+_KEPT = """
+relu addmm _softmax _log_softmax floor_divide threshold_backward split split_with_sizes
+avg_pool2d max_pool2d_with_indices max_pool2d_with_indices_backward
+""".split()  # noqa: SIM905 - a table reads better as words
 """Lowered directly. The stock decomposition of floor_divide goes through floating division."""
 
 
-_LIBRARY = torch.library.Library("headwater", "FRAGMENT")
-_LIBRARY.define("padded(Tensor features, int[] amounts) -> Tensor")
+_LIBRARY = torch.library.Library("headwater", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("padded(Tensor features, int[] amounts) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 @torch.library.impl(_LIBRARY, "padded", "CompositeExplicitAutograd")
@@ -37,7 +53,7 @@ def _padded(features: Tensor, amounts: list[int]) -> Tensor:
     return torch.nn.functional.pad(features, [a for a in reversed(amounts) for _ in (0, 1)])
 
 
-@torch.library.register_fake("headwater::padded")
+@torch.library.register_fake("headwater::padded")  # type: ignore[untyped-decorator]
 def _padded_shape(features: Tensor, amounts: list[int]) -> Tensor:
     lead = features.dim() - len(amounts)
     sizes = zip(features.shape[lead:], amounts, strict=True)
@@ -49,7 +65,7 @@ def table() -> dict[Any, Callable[..., Any]]:
     """Decompositions by operator: torch's own, then ours."""
     from torch._decomp import core_aten_decompositions, get_decompositions
 
-    chosen: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions().items())
+    chosen: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions().items())  # type: ignore[no-untyped-call]
     stock = [getattr(aten, name) for name in _STOCK if hasattr(aten, name)]
     chosen.update(get_decompositions(stock))
     for name in _KEPT:
@@ -151,7 +167,8 @@ def _weight_gradient_as_convolution(
     )  # fmt: skip
     for axis, size in enumerate(window):
         found = aten.slice(found, axis + 2, 0, size)
-    return found.transpose(0, 1)
+    turned: Tensor = found.transpose(0, 1)
+    return turned
 
 
 def avg_pool2d_backward(
@@ -173,7 +190,8 @@ def avg_pool2d_backward(
     ]
     planes = gradient.reshape(-1, 1, rows, columns)
     spread = aten.convolution(planes, window, None, stride, padding, [1, 1], True, extra, 1)
-    return spread.reshape(features.shape)
+    found: Tensor = spread.reshape(features.shape)
+    return found
 
 
 def adaptive_avg_pool2d_backward(gradient: Tensor, features: Tensor) -> Tensor:
@@ -202,7 +220,8 @@ def embedding_dense_backward(
     if padding_index >= 0:
         values = values * (flat != padding_index).unsqueeze(1).to(values.dtype)
     zeros = torch.zeros((rows, int(width)), dtype=values.dtype, device=values.device)
-    return aten.index_put(zeros, [flat], values, True)
+    found: Tensor = aten.index_put(zeros, [flat], values, True)
+    return found
 
 
 def nll_loss_backward(

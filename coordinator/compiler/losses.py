@@ -57,14 +57,15 @@ def class_dimension(output: Any, target: Tensor) -> int:
         last = output.shape[1:-1] == target.shape[1:]
         if output.dim() > 2 and second and last:
             raise CompileError(
-                f"an output {shape_of(output)} with targets {shape_of(target)} can hold the classes "
-                "in the second or the last dimension: write the loss as a function of your own"
+                f"an output {shape_of(output)} with targets {shape_of(target)} can hold the "
+                "classes in the second or the last dimension: write the loss as a function of your "
+                "own"
             )
         if second or last:
             return 1 if second else output.dim() - 1
     raise CompileError(
-        f"the loss does not fit: the model's output is {shape_of(output)} and the class targets are "
-        f"{shape_of(target)}; expected outputs "
+        f"the loss does not fit: the model's output is {shape_of(output)} and the class targets "
+        f"are {shape_of(target)}; expected outputs "
         "[batch, class, ...] or [batch, ..., class] and targets [batch, ...]"
     )
 

@@ -39,7 +39,8 @@ def metric_functions(metrics: Sequence[str] | Mapping[str, str | Metric]) -> dic
 
 def _function(metric: Any) -> Metric:
     if callable(metric):
-        return metric
+        function: Metric = metric
+        return function
     if metric not in METRICS:
         raise CompileError(
             f"metric {metric!r} is not known; use {', '.join(METRICS)}, or a function "

@@ -87,8 +87,7 @@ def _convolved(
 
 
 def _window(kernel: list[int], stride: list[int], *others: list[int]) -> list[list[int]]:
-    spread = [list(v) * 2 if len(v) == 1 else list(v) for v in (kernel, stride or kernel, *others)]
-    return spread
+    return [list(v) * 2 if len(v) == 1 else list(v) for v in (kernel, stride or kernel, *others)]
 
 
 @translates("max_pool2d_with_indices.default")
@@ -106,29 +105,22 @@ def _max_pooled(
         dilations=dilation, ceil_mode=int(ceil_mode),
     )  # fmt: skip
     plane = int(features.shape[-2]) * int(features.shape[-1])
-    used = any(_needs_plane_indices(user) for user in context.node.users)
-    within = context.op("Mod", flat, context.scalar(plane, torch.int64)) if used else flat
+    indices = [user for user in context.node.users if user.args[1] == 1]
+    read = any(_read_beside_backward(item) for item in indices)
+    within = context.op("Mod", flat, context.scalar(plane, torch.int64)) if read else flat
     context.flat_indices[within] = flat
     return pooled, within
 
 
-def _needs_plane_indices(item: fx.Node) -> bool:
-    backward = aten.max_pool2d_with_indices_backward.default
-    return item.args[1] == 1 and any(
-        user.target is not backward and (user.target not in _PASSED or _needs_any(user))
-        for user in item.users
-    )
-
-
-_PASSED = (aten.detach.default, aten.alias.default)
-
-
-def _needs_any(node: fx.Node) -> bool:
-    backward = aten.max_pool2d_with_indices_backward.default
-    return any(
-        user.target is not backward and (user.target not in _PASSED or _needs_any(user))
-        for user in node.users
-    )
+def _read_beside_backward(indices: fx.Node) -> bool:
+    """Whether anything but the backward pass reads the indices of a max-pool."""
+    for user in indices.users:
+        if user.target in (aten.detach.default, aten.alias.default):
+            if _read_beside_backward(user):
+                return True
+        elif user.target is not aten.max_pool2d_with_indices_backward.default:
+            return True
+    return False
 
 
 @translates("max_pool2d_with_indices_backward.default")

@@ -24,6 +24,10 @@ class Optimizer(Protocol):
     name: ClassVar[str]
 
     @property
+    def settings(self) -> dict[str, float | bool]:
+        """Everything but the learning rate: constants in the graphs."""
+
+    @property
     def slots(self) -> tuple[str, ...]:
         """Names of state tensors with the shape of their parameter, zero at first."""
 
@@ -64,6 +68,11 @@ class Sgd:
         _check_range("weight_decay", self.weight_decay)
         if self.nesterov and not self.momentum:
             raise CompileError("optimizer sgd: nesterov needs a momentum above 0")
+
+    @property
+    def settings(self) -> dict[str, float | bool]:
+        """Momentum, weight decay and Nesterov."""
+        return asdict(self)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -119,6 +128,11 @@ class Adam:
         _check_range("weight_decay", self.weight_decay)
         if not 0 < self.epsilon < 1:
             raise CompileError(f"optimizer {self.name}: epsilon is {self.epsilon}; 0 < epsilon < 1")
+
+    @property
+    def settings(self) -> dict[str, float | bool]:
+        """Decay rates, epsilon and weight decay."""
+        return asdict(self)
 
     @property
     def slots(self) -> tuple[str, ...]:

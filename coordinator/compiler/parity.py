@@ -3,14 +3,14 @@
 Three training steps run on random data, from the states that eager float32 torch passes through.
 At each state the graphs' results are held against eager torch in float64, and so are those of eager
 torch in float32. A graph may be `FACTOR` times as far from float64 as float32 torch is, or `FLOOR`
-(a few units in the last place of float32) where that is more.
+(some units in the last place of float32) where that is more.
 
 What is compared, and why so:
 - Every step starts from the same state. Runs that drift apart prove nothing: networks with ReLU or
   max-pool are chaotic in any float32.
 - Gradients, buffers, outputs and the loss are compared directly. A distance is the largest
   difference in a tensor over the tensor's largest value, or over a thousandth of its group's where
-  that is more: a gradient that is zero in theory (a key's bias in attention) is noise on any runtime.
+  that is more: a gradient that is zero in theory (a key's bias in attention) is noise everywhere.
 - The optimizer is compared on equal gradients, over consecutive steps, against torch.optim, since
   Adam divides gradients by their own size and so turns such noise into full steps. One gradient in
   each tensor is exactly zero, where a lost epsilon becomes 0/0.
@@ -117,6 +117,7 @@ def check_parity(
             worst = run.ledger.worst()
             if worst is None:
                 return _figures(run)
+        assert worst is not None
         raise CompileError(_refusal(*worst))
     except PlanError as error:
         raise CompileError(f"the compiled graphs do not run: {error}") from error
@@ -144,11 +145,12 @@ class _Run:
         self.state = {n: v.clone() for n, v in state.values.items()}
         names = [f"p.{name}" for name in recipe.parameters]
         self.twins = [_Twin(self, names, dtype) for dtype in (torch.float32, torch.float64)]
-        self.slots = {
+        self.slots: Arrays = {
             f"o.{slot}.{name}": np.zeros(tuple(parameter.shape), np.float32)
             for slot in recipe.optimizer.slots
             for name, parameter in recipe.parameters.items()
-        } | {f"o.{name}": np.zeros((), np.float32) for name in recipe.optimizer.scalars}
+        }
+        self.slots |= {f"o.{name}": np.zeros((), np.float32) for name in recipe.optimizer.scalars}
 
     def step(self, batch: Batch, seed: int) -> None:
         """Compare one step from the present state and move on; a batch torch refuses is skipped."""
@@ -196,7 +198,7 @@ class _Run:
         applied = self.graphs.run("apply.onnx", {**feeds, **gradients})
         expected = [twin.step(gradients) for twin in self.twins]
         updated = {n: a for n, a in applied.items() if n.startswith("new.p.")}
-        self.ledger.record("optimizer.parameters", updated, *expected)
+        self.ledger.record("optimizer.parameters", updated, expected[0], expected[1])
         clear = _clear(double)
         for what, found in whole.items():
             self._compare(what, {n: found[n] for n in found if n in double}, single, double)
@@ -320,7 +322,7 @@ def _rounded(value: float) -> float:
 
 def _refusal(what: str, distance: float, limit: float) -> str:
     return (
-        f"the compiled graphs do not compute what eager torch does: {what} lies {distance:.1e} from "
-        f"float64 torch, the limit is {limit:.1e} ({FACTOR:g} times the distance of float32 torch, "
-        f"or {FLOOR:g}). Please report the model; a different form of the layer involved may help"
+        f"the compiled graphs do not compute what eager torch does: {what} lies {distance:.1e} "
+        f"from float64 torch, the limit is {limit:.1e} ({FACTOR:g} times the distance of float32 "
+        f"torch, or {FLOOR:g}). Please report the model; another form of the layer may help"
     )

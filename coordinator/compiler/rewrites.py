@@ -17,8 +17,12 @@ from coordinator.compiler.counter_random import keep_mask
 from headwater.errors import CompileError
 
 _ATTENTION = F.scaled_dot_product_attention
-_DROPOUTS = {F.dropout: False, torch.dropout: False, F.alpha_dropout: None, F.feature_alpha_dropout: None,
-             F.dropout1d: True, F.dropout2d: True, F.dropout3d: True, torch.feature_dropout: True}  # fmt: skip
+_DROPOUTS = {
+    F.dropout: False, torch.dropout: False, F.dropout1d: True, F.dropout2d: True,
+    F.dropout3d: True, torch.feature_dropout: True, F.alpha_dropout: None,
+    F.feature_alpha_dropout: None,
+}  # fmt: skip
+"""Whether whole channels are dropped; None for forms that are not supported."""
 _CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 MASKED_SCORE = -1e30
@@ -41,7 +45,7 @@ class PortableFunctions(TorchFunctionMode):
     def __enter__(self) -> "PortableFunctions":
         # F.multi_head_attention_forward runs outside of the mode: reach its attention by name
         F.scaled_dot_product_attention = self._attention
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -51,7 +55,7 @@ class PortableFunctions(TorchFunctionMode):
         trace: TracebackType | None,
     ) -> None:
         F.scaled_dot_product_attention = _ATTENTION
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -178,7 +182,7 @@ def _padded(
     mode: str = "constant",
     value: float | None = None,
 ) -> Tensor:
-    """Constant padding by joining, since torch's own operator fixes the batch while it is traced."""
+    """Constant padding by joining: torch's own operator fixes the batch while it is traced."""
     if mode != "constant":
         return F.pad(input, list(pad), mode, value)
     for pair in range(len(pad) // 2):

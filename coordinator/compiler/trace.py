@@ -34,6 +34,10 @@ TRACE_BATCH_SIZE = 11
 
 _UNSUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
+_COPIES = (
+    torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default,
+)  # fmt: skip
+
 Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
@@ -75,9 +79,7 @@ class TracedStep:
     def unchanged(self, output: str, source: str) -> bool:
         """Whether an output is merely an input handed through."""
         node = self.results[output]
-        while isinstance(node, fx.Node) and node.target in (
-            torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default,
-        ):  # fmt: skip
+        while isinstance(node, fx.Node) and node.target in _COPIES:
             node = node.args[0]
         return node is dict(zip(self.inputs, self.placeholders, strict=True))[source]
 
@@ -176,7 +178,7 @@ class _ModulePaths:
     def __enter__(self) -> None:
         for path, module in self._model.named_modules():
             self._handles += [
-                module.register_forward_pre_hook(lambda *_, path=path: self._enter(path)),  # type: ignore[misc]
+                module.register_forward_pre_hook(lambda *_, path=path: self._enter(path)),
                 module.register_forward_hook(lambda *_: self._leave()),
             ]
 
@@ -262,7 +264,7 @@ def _check_operators(graph: fx.Graph) -> None:
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[attr-defined]
+        with torch.backends.mkldnn.flags(enabled=False):
             yield
 
 

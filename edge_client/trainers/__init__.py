@@ -16,7 +16,7 @@ Backend = Literal["auto", "onnxruntime", "torch"]
 
 
 class Trainer(Protocol):
-    """What the session needs of a runtime; the same contract test runs over every implementation."""
+    """What the session needs of a runtime; one contract test runs over every implementation."""
 
     def set_weights(self, weights: Weights) -> None:
         """Start from these weights, which are copied; the optimizer keeps its state.

@@ -41,7 +41,9 @@ def assert_same(
         assert found[name].dtype == exact.dtype, name
         assert found[name].shape == exact.shape, name
         if exact.dtype.kind == "f":
-            np.testing.assert_allclose(found[name], exact, rtol, atol, err_msg=name)
+            np.testing.assert_allclose(
+                np.asarray(found[name], float), exact, rtol, atol, err_msg=name
+            )
         else:
             np.testing.assert_array_equal(found[name], exact, err_msg=name)
 

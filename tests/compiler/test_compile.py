@@ -33,12 +33,12 @@ def compile_features(model: nn.Module, **changed: Any) -> CompiledPlan:
 class Body(nn.Module):
     """A model whose forward is a function of the test's, after one linear layer."""
 
-    def __init__(self, body: Callable[["Body", Tensor], Tensor]) -> None:
+    def __init__(self, body: Callable[["Body", Tensor], Any]) -> None:
         super().__init__()
         self.linear = nn.Linear(20, 5)
         self.body = body
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Any:
         return self.body(self, features)
 
 
@@ -109,19 +109,20 @@ def test_tied_weights_are_one_tensor() -> None:
 def test_frozen_parameters_travel_with_the_plan() -> None:
     model = nn.Sequential(nn.Linear(20, 7), nn.Tanh(), nn.Linear(7, 5))
     model[0].requires_grad_(False)
+    weight = model.state_dict()["0.weight"].numpy()
     plan = opened(compile_features(model))
     assert [t.name for t in plan.layout.trainable] == ["2.bias", "2.weight"]
-    np.testing.assert_array_equal(plan.frozen_tensors()["0.weight"], model[0].weight.numpy())
+    np.testing.assert_array_equal(plan.frozen_tensors()["0.weight"], weight)
     assert "f.0.weight" in plan.manifest.graphs["train.onnx"].inputs
 
 
 def test_constant_buffers_are_frozen_and_changing_ones_averaged() -> None:
     """A buffer that is assigned, not written in place, is seen as well."""
 
-    def body(model: Body, features: Tensor) -> Tensor:
+    def body(model: Any, features: Tensor) -> Any:
         output = model.linear(features) * model.mask
         if model.training:
-            model.running = 0.9 * model.running + 0.1 * output.detach().mean(0)  # type: ignore[has-type]
+            model.running = 0.9 * model.running + 0.1 * output.detach().mean(0)
         return output
 
     model = Body(body)
@@ -185,10 +186,15 @@ def test_gradients_then_apply_is_train(name: str) -> None:
     halves = first.run(values)
     halves |= second.run({**values, **halves})
     for output in (n for n in train.outputs if n.startswith("new.")):
-        np.testing.assert_allclose(whole[output], halves[output], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            np.asarray(whole[output], float),
+            np.asarray(halves[output], float),
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
-REFUSED: dict[str, tuple[Callable[[Body, Tensor], Tensor], str]] = {
+REFUSED: dict[str, tuple[Callable[[Body, Tensor], Any], str]] = {
     "noise": (
         lambda m, x: m.linear(x + torch.randn_like(x)),
         r"aten.randn_like.default .* draws random numbers: only dropout",
@@ -197,7 +203,7 @@ REFUSED: dict[str, tuple[Callable[[Body, Tensor], Tensor], str]] = {
         lambda m, x: m.linear(x) if x.sum() > 0 else -m.linear(x),
         r"branches on the values of a tensor.* at .*test_compile.py:\d+: .*torch.where",
     ),
-    "item": (lambda m, x: m.linear(x) * x.max().item(), r"value of a tensor leaves the graph.*item"),
+    "item": (lambda m, x: m.linear(x) * x.max().item(), r"value of a tensor leaves the graph"),
     "fixed batch": (
         lambda m, x: m.linear(x) * (1 if x.shape[0] == 11 else 2), "fixes the batch size",
     ),
@@ -216,7 +222,7 @@ def test_models_that_cannot_be_compiled(name: str) -> None:
 
 def test_an_unsupported_operator_names_its_module() -> None:
     class Odd(nn.Module):
-        def forward(self, features: Tensor) -> Tensor:
+        def forward(self, features: Tensor) -> Any:
             return torch.special.i0(features)
 
     model = nn.Sequential(nn.Linear(20, 5), nn.Sequential(nn.Tanh(), Odd()))
@@ -304,5 +310,5 @@ def test_the_gate_refuses_an_adam_without_its_epsilon(monkeypatch: pytest.Monkey
             object.__setattr__(self, "epsilon", 1e-8)
 
     monkeypatch.setattr(Adam, "update", without)
-    with pytest.raises(CompileError, match="not finite in new.p"):
+    with pytest.raises(CompileError, match=r"not finite in new\.p"):
         compile_case(ZOO["mlp"], "mlp", optimizer={"name": "adam", "learning_rate": 0.01})

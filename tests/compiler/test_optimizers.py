@@ -47,7 +47,9 @@ def test_a_plan_steps_as_torch_optim_does(settings: dict[str, Any]) -> None:
         state = {name.removeprefix("new."): array for name, array in results.items()}
     for name, parameter in model.named_parameters():
         exact = parameter.detach().numpy()
-        np.testing.assert_allclose(state[f"p.{name}"], exact, rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(
+            np.asarray(state[f"p.{name}"], float), exact, rtol=2e-6, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_missing_member_is_refused(tmp_path: Path) -> None:
     compiled("mlp").write(tmp_path / "plan")
     (tmp_path / "plan" / "apply.onnx").unlink()
-    with pytest.raises(PlanError, match="apply.onnx: cannot be read"):
+    with pytest.raises(PlanError, match=r"apply\.onnx: cannot be read"):
         Plan.open(tmp_path / "plan")
 
 
