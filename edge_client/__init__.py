@@ -1,1 +1,7 @@
 """The device's side: attends a coordinator, trains on local data, and sends updates."""
+
+import os
+
+# gRPC's core writes to standard error by itself, and reads this when it is first imported. What
+# matters of it comes as an error of a call, too.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

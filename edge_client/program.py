@@ -30,8 +30,6 @@ def run_client(
         HeldError: another process uses the state directory.
         HeadwaterError: the client cannot start.
     """
-    # gRPC's core writes to standard error of its own accord; what matters comes as an error too.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     with held_state(settings.state) as state:
         identity = load_identity(state)
         configure_logs(settings.log_format, identity.client_id, verbose=verbose)

@@ -271,6 +271,27 @@ async def test_a_newer_assignment_replaces_an_older_one(fleet: FakeFleet, device
     assert recent(device)[0]["reason"] == "a newer assignment came"
 
 
+async def test_an_upload_under_way_ends_although_the_next_assignment_came(
+    fleet: FakeFleet, device: Device
+) -> None:
+    job = TinyJob(fleet)
+    await fleet.next("welcomed")
+
+    async def overtaken(header: Any, requests: Any) -> None:
+        fleet.submit_hook = None
+        fleet.push(fate=pb.Fate(assignment_id=1, state="accepted", folded=True))
+        fleet.push(assignment=job.assignment(2))
+        await caught_up(fleet)
+
+    fleet.submit_hook = overtaken
+    fleet.push(assignment=job.assignment(1))
+    await fleet.next("update")
+    await fleet.next("update")
+    assert list(fleet.updates) == [1, 2]
+    assert recent(device)[0]["outcome"] == "accepted"
+    assert recent(device)[0]["fate"]["folded"] is True
+
+
 async def test_a_fate_ends_a_delivery(fleet: FakeFleet, device: Device) -> None:
     job = TinyJob(fleet)
     await fleet.next("welcomed")
@@ -490,6 +511,21 @@ async def test_a_full_disk_declines_or_fails_and_the_client_goes_on(
     fleet.push(assignment=job.assignment(2))
     assert "no space is left on this disk" in (await fleet.next("failure")).reason
     fleet.push(assignment=job.assignment(3))
+    await fleet.next("update")
+
+
+async def test_a_broken_state_directory_fails_the_assignment_and_not_the_client(
+    fleet: FakeFleet, device: Device
+) -> None:
+    job = TinyJob(fleet)
+    await fleet.next("welcomed")
+    device.state.updates.rmdir()
+    device.state.updates.write_text("in the way")
+    fleet.push(assignment=job.assignment(1))
+    assert "updates: Not a directory" in (await fleet.next("failure")).reason
+    device.state.updates.unlink()
+    device.state.updates.mkdir()
+    fleet.push(assignment=job.assignment(2))
     await fleet.next("update")
 
 
