@@ -195,9 +195,11 @@ class Session:
         delay = (self._fast if fast else self._slow).next_seconds()
         if isinstance(error, DisplacedError):
             _log.error(
-                "two devices share one identity (%s): %s Delete identity.json on the one that was "
-                "copied. Trying again in %.0f s", self._identity.client_id, error, delay,
-            )  # fmt: skip
+                "two devices share one identity (%s), again in %.0f s: %s",
+                self._identity.client_id,
+                delay,
+                error,
+            )
         elif fast:
             _log.warning(
                 "%s is away, again in %.1f s: %s", self._settings.coordinator, delay, error

@@ -18,6 +18,7 @@ from headwater.errors import HeadwaterError, StorageError, UserError
 from headwater.v1.fleet_pb2 import Assignment, AttendRequest, Cancel, Decline, Failure, Fate
 
 _PROGRESS_SECONDS = 2.0
+_REPLACED = "a newer assignment came to this device"
 _log = logging.getLogger("headwater.client")
 
 
@@ -69,7 +70,7 @@ class Worker:
         self._last_word = None
         self._next = assignment
         if self._work is not None:
-            self._work.supersede("a newer assignment came")
+            self._work.supersede(_REPLACED)
         self._arrived.set()
 
     def cancel(self, cancel: Cancel) -> None:
@@ -124,6 +125,8 @@ class Worker:
         try:
             await course
         except Cancelled:
+            if work.reason == _REPLACED:
+                self._send(_failure(work, work.reason))
             self._end(work, "dropped", work.reason)
             self._journal.drop(work.assignment_id)
         except StorageError as error:
@@ -175,8 +178,7 @@ class Worker:
         """Decline what could not begin, report as failed what broke off, and go on."""
         reason = _sentence(error)
         if started:
-            failure = Failure(assignment_id=work.assignment_id, reason=reason)
-            self._last_word = AttendRequest(failure=failure)
+            self._last_word = _failure(work, reason)
         else:
             decline = Decline(assignment_id=work.assignment_id, reason=reason)
             self._last_word = AttendRequest(decline=decline)
@@ -223,6 +225,10 @@ def _sentence(error: Exception) -> str:
 
 def _context(work: Work) -> dict[str, object]:
     return {"job": work.job, "round": work.round_number, "assignment": work.assignment_id}
+
+
+def _failure(work: Work, reason: str) -> AttendRequest:
+    return AttendRequest(failure=Failure(assignment_id=work.assignment_id, reason=reason))
 
 
 def _subject(message: AttendRequest | None) -> int:

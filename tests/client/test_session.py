@@ -266,9 +266,11 @@ async def test_a_newer_assignment_replaces_an_older_one(fleet: FakeFleet, device
     fleet.push(assignment=job.assignment(1))
     await device.clock.sleeping_for(1000)
     fleet.push(assignment=job.assignment(2))
+    failure = await fleet.next("failure")
+    assert (failure.assignment_id, failure.reason) == (1, "a newer assignment came to this device")
     await fleet.next("update")
     assert list(fleet.updates) == [2]
-    assert recent(device)[0]["reason"] == "a newer assignment came"
+    assert recent(device)[0]["outcome"] == "dropped"
 
 
 async def test_an_upload_under_way_ends_although_the_next_assignment_came(
