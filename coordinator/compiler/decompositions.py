@@ -129,14 +129,13 @@ def _weight_gradient(
         _shifted(wide, tap, narrow, stride, dilation).reshape(*lead, columns, positions)
         for tap in taps
     ]
-    left = narrow.reshape(*lead, rows // groups, positions)
+    # the narrow side is the small one: transpose it, not the patches
+    right = narrow.reshape(*lead, rows // groups, positions).transpose(-1, -2)
     if int(wide.shape[1]) * len(taps) * positions <= _SMALL_PATCH_ELEMENTS:
-        gathered = torch.cat(patches, -2).transpose(-1, -2)
-        found = torch.matmul(left, gathered).sum(0).reshape(rows, len(taps), columns)
-        found = found.transpose(1, 2)
+        found = torch.matmul(torch.cat(patches, -2), right).sum(0)
     else:
-        products = [torch.matmul(left, patch.transpose(-1, -2)).sum(0) for patch in patches]
-        found = torch.stack(products, -1)
+        found = torch.cat([torch.matmul(patch, right).sum(0) for patch in patches], -2)
+    found = found.reshape(groups, len(taps), columns, rows // groups).permute(0, 3, 2, 1)
     return found.reshape(rows, columns, *window)
 
 
