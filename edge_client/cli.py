@@ -92,7 +92,7 @@ def run(config: Path | None, verbose: bool, **options: Any) -> None:
 
     \b
     Example:
-      headwater-client run --coordinator localhost:7700 --data digits=/data/digits.npz
+      headwater-client run --coordinator localhost:7070 --data digits=/data/digits.npz
     """
     settings = check_settings(_merged(config, options))
     end_process(run_client(settings, verbose=verbose))

@@ -99,7 +99,7 @@ def show_client(client: str, coordinator: str, database: str | None, as_json: bo
 def _datasets(one: control_pb2.Client) -> str:
     prefix = "examples."
     return ", ".join(
-        f"{key.removeprefix(prefix)} ({value})"
+        key.removeprefix(prefix) + (f" ({value})" if int(value) >= 0 else "")
         for key, value in sorted(one.profile.items())
         if key.startswith(prefix)
     )

@@ -42,7 +42,7 @@ def list_models(job: str, best: str, coordinator: str, database: str | None, as_
             show.metrics_text(one.metrics_coordinator),
             show.metrics_text(one.metrics_clients),
             show.size(one.size_bytes),
-            one.parent,
+            "" if one.parent.startswith(f"{one.job}@") else one.parent,
             one.weights_digest[:12],
         )
         for one in found.models
