@@ -121,6 +121,7 @@ class AssignmentRunner:
             client_id=self._client_id,
             encoding=assignment.encoding,
             summary=summary,
+            base_weights_digest=assignment.weights_digest,
         )
         return self._journal.store(
             frames,

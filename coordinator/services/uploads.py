@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.engine.engine import Engine
 from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
+from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import checked_digest
 from coordinator.services.upload import Upload
 from headwater.errors import ConflictError, NotFoundError, UpdateError
@@ -56,6 +57,9 @@ class Uploads:
             return await self.after_the_round(request)
         if not live.pending:
             return _not_needed(f"the assignment is {live.state}")
+        if stale(run, request):
+            send_assignment(self._world, run, live)
+            return _not_needed("it is a change of other weights than this assignment's")
         fault = offer_fault(run, request)
         if fault:
             await self._reject(run, live, fault)
@@ -247,6 +251,12 @@ def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
     if not 0 < request.size_bytes <= largest:
         return f"it has {request.size_bytes} bytes; an update of this plan has at most {largest}"
     return ""
+
+
+def stale(run: JobRun, request: fleet_pb2.OfferRequest) -> bool:
+    """Whether the update was made for another coordinator or database: its base weights differ."""
+    base = run.round.record.base_weights_digest if run.round else ""
+    return request.base_weights_digest not in ("", base)
 
 
 def metrics_fault(metrics: Mapping[str, float]) -> str:

@@ -895,6 +895,7 @@ class OfferRequest(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    BASE_WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.int
     """The assignment that it answers."""
     client_id: _builtins.str
@@ -905,6 +906,10 @@ class OfferRequest(_message.Message):
     """Its size, in bytes; 0 for an evaluation."""
     encoding: _builtins.str
     """Its encoding."""
+    base_weights_digest: _builtins.str
+    """The digest of the weights that it started from. An update that a device kept from another
+    coordinator, or from a database that is gone, shows by it although the number is the same.
+    """
     @_builtins.property
     def summary(self) -> Global___UpdateSummary:
         """What the device measured."""
@@ -918,10 +923,11 @@ class OfferRequest(_message.Message):
         size_bytes: _builtins.int = ...,
         encoding: _builtins.str = ...,
         summary: Global___UpdateSummary | None = ...,
+        base_weights_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "client_id", b"client_id", "digest", b"digest", "encoding", b"encoding", "size_bytes", b"size_bytes", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_weights_digest", b"base_weights_digest", "client_id", b"client_id", "digest", b"digest", "encoding", b"encoding", "size_bytes", b"size_bytes", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
