@@ -54,8 +54,7 @@ def compile_job(
 def _compiled(
     spec: JobSpec, folder: Path, progress: Callable[[str], None] | None
 ) -> "CompiledPlan":
-    for module in ("onnx", "onnxscript"):
-        require(module, extra="author", purpose="compile a model")
+    require("onnx", extra="author", purpose="compile a model")
     torch = require("torch", extra="author", purpose="compile a model")
     from coordinator.compiler.compile import compile_plan
 
