@@ -1,6 +1,11 @@
 """The coordinator: round engine, services, plan compiler and the operators' command."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
+
+# gRPC's core writes to standard error by itself, and reads this when it is first imported. What
+# matters of it comes as an error of a call, too.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 try:
     VERSION = version("headwater")
