@@ -7,11 +7,7 @@
 # container toolkit. For another CUDA than torch's default: --build-arg PIP_EXTRA_INDEX_URL=...
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY proto proto
-COPY storage storage
-COPY edge_client edge_client
-COPY coordinator coordinator
+COPY . .
 ARG EXTRAS=torch,parquet,images
 ARG PIP_EXTRA_INDEX_URL
 ENV PIP_CONSTRAINT=/source/constraints.txt \

@@ -5,11 +5,7 @@
 # The base install reads .npz and .csv. EXTRAS adds other readers: parquet,images
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY proto proto
-COPY storage storage
-COPY edge_client edge_client
-COPY coordinator coordinator
+COPY . .
 ARG EXTRAS=""
 ENV PIP_CONSTRAINT=/source/constraints.txt \
     PIP_BUILD_CONSTRAINT=/source/constraints.txt \

@@ -5,11 +5,7 @@
 # EXTRAS adds what reads other held-out data than .npz and .csv: coordinator,parquet,images
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY proto proto
-COPY storage storage
-COPY edge_client edge_client
-COPY coordinator coordinator
+COPY . .
 ARG EXTRAS=coordinator
 ENV PIP_CONSTRAINT=/source/constraints.txt \
     PIP_BUILD_CONSTRAINT=/source/constraints.txt \
