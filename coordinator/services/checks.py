@@ -11,9 +11,14 @@ _NAME_CHARACTERS = 100
 _ENTRIES = 64
 
 
+def is_digest(text: str) -> bool:
+    """Whether a text is a digest, and so safe to look up."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def checked_digest(digest: str) -> str:
     """A digest that is safe to look up; raises UsageError otherwise."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise UsageError(f"{digest[:80]!r} is not a digest: it has 64 hexadecimal digits")
     return digest
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from math import isfinite
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -11,7 +10,7 @@ from sqlalchemy.orm import Session
 from coordinator.engine.engine import Engine
 from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
-from coordinator.services.checks import checked_digest
+from coordinator.services.checks import is_digest
 from coordinator.services.upload import Upload
 from headwater.errors import ConflictError, NotFoundError, UpdateError
 from headwater.updates import encoding_named, maximum_update_bytes
@@ -31,7 +30,11 @@ CONCURRENT_UPLOADS = 16
 """Uploads received at once; the others are told to come again, and hold no bytes meanwhile."""
 
 EXAMPLES_LIMIT = 2**40
+SECONDS_LIMIT = 10 * 365 * 86400.0
 METRICS_LIMIT = 64
+METRIC_LIMIT = 1e100
+"""The largest size of a metric: sums of metrics times examples must stay finite."""
+
 _WAIT_SECONDS = 0.2
 
 
@@ -237,16 +240,15 @@ class Uploads:
 
 def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
     """Why an announced update cannot be right; empty where it can."""
-    fault = metrics_fault({**request.summary.metrics_before, **request.summary.metrics_after})
+    fault = summary_fault(request.summary)
     if fault:
         return fault
-    if not 0 < request.summary.examples <= EXAMPLES_LIMIT:
-        return f"it claims {request.summary.examples} examples"
     if run.round and run.round.record.purpose is RoundPurpose.EVALUATE:
         return ""
     if request.encoding != ENCODING:
         return f"it is encoded as {request.encoding!r}; {ENCODING} was asked for"
-    checked_digest(request.digest)
+    if not is_digest(request.digest):
+        return f"its digest is {request.digest[:80]!r}, not 64 hexadecimal digits"
     largest = maximum_update_bytes(run.layout, encoding_named(request.encoding))
     if not 0 < request.size_bytes <= largest:
         return f"it has {request.size_bytes} bytes; an update of this plan has at most {largest}"
@@ -259,12 +261,26 @@ def stale(run: JobRun, request: fleet_pb2.OfferRequest) -> bool:
     return request.base_weights_digest not in ("", base)
 
 
+def summary_fault(summary: fleet_pb2.UpdateSummary) -> str:
+    """Why what a device says of its training cannot be right; empty where it can."""
+    fault = metrics_fault(summary.metrics_before) or metrics_fault(summary.metrics_after)
+    if fault:
+        return fault
+    if not 0 < summary.examples <= EXAMPLES_LIMIT:
+        return f"it claims {summary.examples} examples"
+    for name in ("fetch_seconds", "train_seconds"):
+        seconds = getattr(summary, name)
+        if not 0 <= seconds < SECONDS_LIMIT:
+            return f"it claims {seconds} {name}"
+    return ""
+
+
 def metrics_fault(metrics: Mapping[str, float]) -> str:
     """Why measured metrics cannot be recorded; empty where they can."""
     if len(metrics) > METRICS_LIMIT:
         return f"it has {len(metrics)} metrics; at most {METRICS_LIMIT} are kept"
     for name, value in metrics.items():
-        if not isfinite(value):
+        if not abs(value) <= METRIC_LIMIT:  # NaN too
             return f"its metric {name[:100]!r} is {value}"
         if len(name) > 100 or not name.isprintable():
             return "it has a metric whose name is too long or not printable"
