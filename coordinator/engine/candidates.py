@@ -44,7 +44,7 @@ def candidates(
     attendees: Iterable[Attendee], run: JobRun, busy: Mapping[str, str], now: float
 ) -> list[Candidate]:
     """The attending clients as candidates for a round of this job."""
-    barred = {client: reason for client, (reason, until) in run.barred.items() if until > now}
+    barred = {instance: reason for instance, (reason, until) in run.barred.items() if until > now}
     return [
         Candidate(
             client_id=one.client_id,
@@ -53,7 +53,7 @@ def candidates(
             example_counts={data.name: data.example_count for data in one.hello.datasets},
             encodings=frozenset(one.hello.encodings),
             busy_with=busy.get(one.client_id, ""),
-            barred=barred.get(one.client_id, ""),
+            barred=barred.get(one.instance_id, ""),
         )
         for one in attendees
     ]

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from coordinator.engine.clock import Clock
 from coordinator.jobs.job_spec import JobSpec
 from coordinator.jobs.where import Where, parse_where
 from headwater.layout import Layout
@@ -17,6 +18,9 @@ from storage.records import (
     RoundRecord,
 )
 from storage.transitions import UNFINISHED_ASSIGNMENTS
+
+BARRED_SECONDS = 60.0
+"""How long a job leaves out a client that did not do its last assignment."""
 
 ENCODING = "fp32"
 """The update encoding that assignments ask for."""
@@ -66,8 +70,9 @@ class LiveRound:
 class JobRun:
     """A job that has not ended: its record, its plan, its open round, and who waits for what.
 
-    `barred` maps clients that declined or failed to the reason and the time of the monotonic clock
-    at which they may be asked again.
+    `barred` maps instances of clients that declined, failed or fell silent to the reason and the
+    time of the monotonic clock at which they may be asked again; a client that starts anew may at
+    once. `turn` orders the jobs that wait for clients: the one that waits longest goes first.
     """
 
     record: JobRecord
@@ -78,6 +83,7 @@ class JobRun:
     waiting_for: str = ""
     abandoned_in_a_row: int = 0
     barred: dict[str, tuple[str, float]] = field(default_factory=dict)
+    turn: int | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     news: int = 0
     _told: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -96,6 +102,10 @@ class JobRun:
     def active(self) -> bool:
         """Whether the job may still open rounds or has one to end."""
         return self.record.state in (JobState.QUEUED, JobState.RUNNING) or self.round is not None
+
+    def bar(self, instance_id: str, reason: str, clock: Clock) -> None:
+        """Leave a client's instance out for a while."""
+        self.barred[instance_id] = (reason, clock.monotonic() + BARRED_SECONDS)
 
     async def announce(self) -> None:
         """Wake those who follow the job: a round ended, or its state or its wait changed."""

@@ -1,6 +1,7 @@
 """The Fleet service: devices attend, fetch, offer and submit."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
@@ -16,7 +17,13 @@ from coordinator.engine.live import LiveAssignment
 from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import checked_digest, checked_hello
 from coordinator.services.uploads import Uploads
-from headwater.errors import DisplacedError, HeadwaterError, NotFoundError, UsageError
+from headwater.errors import (
+    ConflictError,
+    DisplacedError,
+    HeadwaterError,
+    NotFoundError,
+    UsageError,
+)
 from headwater.v1 import fleet_pb2, fleet_pb2_grpc
 from storage import clients as client_repository
 from storage import rounds as round_repository
@@ -27,7 +34,6 @@ _log = logging.getLogger("headwater.fleet")
 Context = grpc.aio.ServicerContext[Any, Any]
 HEARTBEAT_SECONDS = 20
 CHUNK_BYTES = 2**20
-BARRED_SECONDS = 60.0
 
 
 class FleetService(fleet_pb2_grpc.FleetServicer):
@@ -45,13 +51,15 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         """One stream of one device, from Hello to its end."""
         requests = aiter(request_iterator)
         attendee = await self._admit(await _first(requests))
-        yield _welcome(attendee)
-        self._send_owed(attendee)
-        self._engine.wake()
         reader = asyncio.create_task(self._read(attendee, requests))
         try:
+            yield _welcome(attendee)
+            self._send_owed(attendee)
+            self._engine.wake()
             while (message := await attendee.outbox.get()) is not None:
                 yield message
+            if reader.done() and (error := reader.result()) is not None:
+                raise error
         finally:
             reader.cancel()
             if self._world.attendance.leave(attendee):
@@ -140,24 +148,29 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     async def _read(
         self, attendee: Attendee, requests: AsyncIterator[fleet_pb2.AttendRequest]
-    ) -> None:
+    ) -> HeadwaterError | None:
+        """Hear a client out; returns why its stream must end, None where it ended it itself."""
         try:
             async for request in requests:
                 await self._hear(attendee, request)
         except HeadwaterError as error:
             _log.warning("client %s: %s", attendee.name, error, extra={"client": attendee.name})
+            return error
         finally:
             attendee.push(None)
+        return None
 
     async def _hear(self, attendee: Attendee, request: fleet_pb2.AttendRequest) -> None:
         kind = request.WhichOneof("message")
-        if kind == "progress":
-            await self._hear_progress(attendee, request.progress)
-        elif kind == "decline":
-            await self._hear_end(attendee, request.decline, AssignmentState.DECLINED)
-        elif kind == "failure":
-            await self._hear_end(attendee, request.failure, AssignmentState.FAILED)
-        elif kind != "heartbeat":
+        # The round may end while what is said of it is being written: that is nobody's mistake.
+        with contextlib.suppress(ConflictError):
+            if kind == "progress":
+                await self._hear_progress(attendee, request.progress)
+            elif kind == "decline":
+                await self._hear_end(attendee, request.decline, AssignmentState.DECLINED)
+            elif kind == "failure":
+                await self._hear_end(attendee, request.failure, AssignmentState.FAILED)
+        if kind not in ("progress", "decline", "failure", "heartbeat"):
             raise UsageError(f"a {kind or 'empty'} message does not belong here")
 
     async def _hear_progress(self, attendee: Attendee, progress: fleet_pb2.Progress) -> None:
@@ -191,8 +204,8 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             return
         run, live = found
         reason = end.reason[:2000]
-        until = self._world.clock.monotonic() + BARRED_SECONDS
-        run.barred[attendee.client_id] = (f"it {state} its last assignment: {reason}", until)
+        why = f"it {state} its last assignment: {reason}"
+        run.bar(attendee.instance_id, why, self._world.clock)
         _log.warning(
             "client %s %s: %s",
             attendee.name,
