@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from functools import partial
+from itertools import count
 
 from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.measures import metric_series
@@ -10,12 +11,15 @@ from coordinator.engine.policy import ABANDONED_IN_A_ROW, Action, closing, stopp
 from coordinator.engine.recovery import recover_run
 from coordinator.engine.rounds import (
     abandon_round,
+    catch_up,
     close_round,
     finish_round,
     open_round,
+    survey,
+    wait_for,
 )
 from coordinator.engine.world import World
-from headwater.errors import HeadwaterError, NotFoundError
+from headwater.errors import HeadwaterError, NotFoundError, WorldError
 from storage import history
 from storage import jobs as job_repository
 from storage import rounds as round_repository
@@ -29,6 +33,9 @@ from storage.records import (
 
 _log = logging.getLogger("headwater.engine")
 
+RETRY_SECONDS = 2.0
+"""After the disk or the database failed."""
+
 
 class Engine:
     """All jobs that have not ended. Used on the event loop only; state lives in the database."""
@@ -37,6 +44,8 @@ class Engine:
         self.world = world
         self.runs: dict[str, JobRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._opening = asyncio.Lock()
+        self._turns = count(1)
 
     async def start(self) -> None:
         """Take up every job that had not ended, where it was."""
@@ -78,11 +87,9 @@ class Engine:
         if run is None:
             return record
         run.record = record
-        if state is JobState.CANCELLED and run.round is not None:
-            await self._halt(run)
-            await abandon_round(self.world, run, reason)
         await run.announce()
         self._drive(run)
+        self.wake()
         return record
 
     def find(self, assignment_id: int, client_id: str) -> tuple[JobRun, LiveAssignment] | None:
@@ -119,17 +126,14 @@ class Engine:
             return
         self._tasks[reference] = asyncio.create_task(self._loop(run), name=f"job {reference}")
 
-    async def _halt(self, run: JobRun) -> None:
-        task = self._tasks.get(run.record.reference)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
     async def _loop(self, run: JobRun) -> None:
         while run.active:
             run.changed.clear()
             try:
                 seconds = await self._advance(run)
+            except WorldError as error:
+                await self._wait_for_the_world(run, error)
+                continue
             except HeadwaterError as error:
                 await self._pause(run, str(error))
                 return
@@ -141,11 +145,29 @@ class Engine:
                 await self.world.clock.wait(run.changed, seconds)
         if run.record.state not in (JobState.PAUSED, JobState.QUEUED, JobState.RUNNING):
             self.runs.pop(run.record.reference, None)
+        self.wake()
+
+    async def _wait_for_the_world(self, run: JobRun, error: WorldError) -> None:
+        """A full disk or a lost database ends no job: it goes on when they are back."""
+        run.turn = None
+        failure: WorldError | None = error
+        while failure is not None:
+            _log.error("job %s waits, and tries again: %s", run.record.reference, failure)
+            await wait_for(run, f"waits for the coordinator's disk or database: {failure}")
+            await self.world.clock.wait(asyncio.Event(), RETRY_SECONDS)
+            try:
+                await catch_up(self.world, run)
+                failure = None
+            except WorldError as again:
+                failure = again
 
     async def _advance(self, run: JobRun) -> float | None:
         """One decision and its action; the seconds after which to look again, None for never."""
         if run.round is None:
             return await self._begin(run)
+        if run.record.state is JobState.CANCELLED:
+            await abandon_round(self.world, run, run.record.state_reason)
+            return await self._after_round(run)
         if run.round.record.state is RoundState.CLOSING:
             await finish_round(self.world, run, run.round.record)
             return await self._after_round(run)
@@ -166,18 +188,39 @@ class Engine:
 
     async def _begin(self, run: JobRun) -> float | None:
         if run.record.state is JobState.PAUSED:
+            run.turn = None
             return None
         ending = await self._ending(run)
         purpose = RoundPurpose.EVALUATE if ending else RoundPurpose.TRAIN
         wanted = not ending or await self._final_evaluation_due(run)
-        if wanted and await open_round(self.world, run, self._busy(), purpose):
+        if wanted and await self._open(run, purpose):
             return 0
-        if ending:
+        # Clients that work for another job will be free; those that left may never return.
+        if ending and not (wanted and survey(self.world, run, {}).decision.offers):
             await self._set_state(run, JobState.COMPLETED, ending)
             return 0
         barred = [until for _, until in run.barred.values()]
         now = self.world.clock.monotonic()
         return min((until - now for until in barred if until > now), default=None)
+
+    async def _open(self, run: JobRun, purpose: RoundPurpose) -> bool:
+        """Open a round, unless a job that has waited longer can open one now."""
+        if run.turn is None:
+            run.turn = next(self._turns)
+        async with self._opening:  # one at a time: two rounds must not choose the same client
+            busy = self._busy()
+            if any(survey(self.world, one, busy).decision.offers for one in self._before(run)):
+                return False
+            if not await open_round(self.world, run, busy, purpose):
+                return False
+        run.turn = None
+        self.wake()
+        return True
+
+    def _before(self, run: JobRun) -> list[JobRun]:
+        """The jobs that have waited longer for clients."""
+        waiting = [one for one in self.runs.values() if one.turn and one.active]
+        return [one for one in waiting if (one.turn or 0) < (run.turn or 0)]
 
     async def _ending(self, run: JobRun) -> str:
         """Why the job has no further training round; empty when it has one."""
@@ -224,6 +267,7 @@ class Engine:
         for live in [one for one in run.round.pending if one.lease_ends <= now]:
             reason = f"no sign of life for {self.world.lease_seconds:g} s"
             await self.end_assignment(run, live, AssignmentState.EXPIRED, reason)
+            run.bar(live.instance_id, f"it fell silent: {reason}", self.world.clock)
 
     async def end_assignment(
         self, run: JobRun, live: LiveAssignment, state: AssignmentState, reason: str

@@ -14,7 +14,7 @@ from coordinator.aggregation.weighted_mean import fold
 from coordinator.engine.live import JobRun
 from coordinator.engine.world import World
 from headwater.evaluation import evaluate
-from headwater.layout import Weights
+from headwater.layout import Layout, Weights
 from headwater.safetensors import read_weights, weights_chunks, weights_size_bytes
 from headwater.sources import open_source
 from headwater.updates import StoredUpdate, encoding_named
@@ -34,36 +34,64 @@ EVALUATION_BATCH = 256
 class Folded:
     """What a round produced: the weights, their file's digest and size, and who is part of them.
 
-    `shares` maps folded assignments to their part of the mean (sum 1). `fault` says why there is
-    nothing to commit; the other fields are then empty.
+    `shares` maps folded assignments to their part of the mean (sum 1), `unsound` those whose update
+    is left out to the reason. `fault` says why there is nothing to commit; only `unsound` has a
+    meaning then.
     """
 
     weights: Weights | None = None
     digest: str = ""
     shares: Mapping[int, float] = field(default_factory=dict)
     size_bytes: int = 0
+    unsound: Mapping[int, str] = field(default_factory=dict)
     fault: str = ""
 
 
 def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
-    """Fold the accepted updates of a closing round, and check the result.
+    """Fold the accepted updates of a closing round, without those that make the result unsound.
+
+    What is left out depends on the set of accepted updates alone.
 
     Raises:
         StorageError, UpdateError: a stored update or the base weights are not what they were.
     """
     accepted = [one for one in record.assignments if one.state is AssignmentState.ACCEPTED]
     base = read_weights(world.blobs.path(record.base_weights_digest), run.layout)
-    contributions = [_contribution(world, run, one) for one in accepted]
-    weights = fold(base, contributions, run.layout, world.threads)
-    fault = fault_of(weights, run.layout)
-    if fault:
-        return Folded(fault=fault)
+    contributions = {one.id: _contribution(world, run, one) for one in accepted}
+    weights = fold(base, list(contributions.values()), run.layout, world.threads)
+    unsound: dict[int, str] = {}
+    if fault := fault_of(weights, run.layout):
+        unsound = _unsound(base, contributions, run.layout, world.threads)
+        sound = [one for at, one in contributions.items() if at not in unsound]
+        if len(sound) < record.quorum:
+            return Folded(unsound=unsound, fault=f"{fault}; {_too_few(len(sound), record.quorum)}")
+        weights = fold(base, sound, run.layout, world.threads)
+        if fault := fault_of(weights, run.layout):
+            return Folded(unsound=unsound, fault=fault)
     digest = hashlib.sha256()
     for chunk in weights_chunks(run.layout, weights):
         digest.update(chunk)
-    total = sum(one.examples or 0 for one in accepted)
-    shares = {one.id: (one.examples or 0) / total for one in accepted}
-    return Folded(weights, digest.hexdigest(), shares, weights_size_bytes(run.layout))
+    examples = {one.id: one.examples or 0 for one in accepted if one.id not in unsound}
+    shares = {at: count / sum(examples.values()) for at, count in examples.items()}
+    return Folded(weights, digest.hexdigest(), shares, weights_size_bytes(run.layout), unsound)
+
+
+def _unsound(
+    base: Weights, contributions: Mapping[int, Contribution], layout: Layout, threads: int
+) -> dict[int, str]:
+    """The updates that alone make unsound weights, with the reason.
+
+    A mean of updates that are sound one by one is sound: variances above zero have such a mean.
+    """
+    faults = {
+        at: fault_of(fold(base, [one], layout, threads), layout)
+        for at, one in contributions.items()
+    }
+    return {at: f"its update is unsound: {fault}" for at, fault in faults.items() if fault}
+
+
+def _too_few(sound: int, quorum: int) -> str:
+    return f"{sound} updates are sound, fewer than the quorum of {quorum}"
 
 
 def held_out_metrics(world: World, run: JobRun, folded: Folded) -> list[MetricValue]:

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 
 from sqlalchemy.orm import Session
 
@@ -12,9 +14,9 @@ from coordinator.engine.candidates import candidates
 from coordinator.engine.fold import Folded, fold_round, held_out_metrics
 from coordinator.engine.live import ENCODING, JobRun, LiveAssignment, LiveRound
 from coordinator.engine.measures import round_metrics
-from coordinator.engine.policy import opening
+from coordinator.engine.policy import Opening, opening
 from coordinator.engine.seeds import derived_seed
-from coordinator.engine.selection import ineligibility, select
+from coordinator.engine.selection import Candidate, ineligibility, select
 from coordinator.engine.world import World
 from headwater.safetensors import weights_chunks
 from storage import blobs as blob_repository
@@ -38,23 +40,41 @@ PIN_HOLDER = "coordinator"
 _log = logging.getLogger("headwater.round")
 
 
-async def open_round(
-    world: World, run: JobRun, busy: Mapping[str, str], purpose: RoundPurpose
-) -> bool:
-    """Open the job's next round if a quorum of eligible clients attends; says whether it did."""
+@dataclass(frozen=True)
+class Survey:
+    """The attending clients as a job sees them: who is eligible, and why the others are not."""
+
+    everyone: Sequence[Candidate]
+    reasons: Mapping[str, str]
+    eligible: Sequence[Candidate]
+    decision: Opening
+
+
+def survey(world: World, run: JobRun, busy: Mapping[str, str]) -> Survey:
+    """Look at the attending clients; `busy` names the job that a client works for."""
     everyone = candidates(world.attendance, run, busy, world.clock.monotonic())
     reasons = {
         one.client_id: ineligibility(one, run.spec.dataset, run.where, ENCODING) for one in everyone
     }
     eligible = [one for one in everyone if not reasons[one.client_id]]
     decision = opening(run.spec.rounds, len(eligible), len(everyone))
-    await _note_ineligible(world, reasons)
-    if not decision.offers:
-        await _wait_for(run, decision.reason)
+    return Survey(everyone, reasons, eligible, decision)
+
+
+async def open_round(
+    world: World, run: JobRun, busy: Mapping[str, str], purpose: RoundPurpose
+) -> bool:
+    """Open the job's next round if a quorum of eligible clients attends; says whether it did."""
+    seen = survey(world, run, busy)
+    await _note_ineligible(world, seen.reasons)
+    if not seen.decision.offers:
+        await wait_for(run, seen.decision.reason)
         return False
     number = run.record.last_round_number + 1
-    chosen = select(eligible, decision.offers, run.record.seed, number)
-    unused = [reasons[one.client_id] or "not drawn" for one in everyone if one not in chosen]
+    chosen = select(seen.eligible, seen.decision.offers, run.record.seed, number)
+    unused = [
+        seen.reasons[one.client_id] or "not drawn" for one in seen.everyone if one not in chosen
+    ]
     record = await world.database.write(
         partial(
             _write_opening,
@@ -70,7 +90,7 @@ async def open_round(
     run.waiting_for = ""
     for live in run.round.assignments.values():
         send_assignment(world, run, live)
-    _log.info("round opened: %s", decision.reason, extra=_fields(run))
+    _log.info("round opened: %s", seen.decision.reason, extra=_fields(run))
     return True
 
 
@@ -147,6 +167,7 @@ async def close_round(world: World, run: JobRun, reason: str) -> None:
             now=world.clock.now(),
         )
     )
+    run.round.record = record  # what follows may be repeated, and begins from here
     await finish_round(world, run, record)
 
 
@@ -157,7 +178,7 @@ async def finish_round(world: World, run: JobRun, record: RoundRecord) -> None:
     if record.purpose is RoundPurpose.TRAIN:
         folded = await world.work(fold_round, world, run, record)
         if folded.fault:
-            await abandon_round(world, run, folded.fault)
+            await abandon_round(world, run, folded.fault, folded.unsound)
             return
         await _keep_weights(world, run, folded)
     await _commit(world, run, record, folded)
@@ -175,13 +196,14 @@ async def _keep_weights(world: World, run: JobRun, folded: Folded) -> None:
 async def _commit(world: World, run: JobRun, record: RoundRecord, folded: Folded) -> None:
     assert run.round is not None
     held_out = await world.work(held_out_metrics, world, run, folded)
-    fates = _fates(run.round, run.spec.rounds.cohort)
+    fates = _fates(run.round, run.spec.rounds.cohort) | _rejections(folded.unsound)
+    measured = round_metrics(one for one in record.assignments if one.id not in folded.unsound)
     await world.database.write(
         partial(
             _write_commit,
             record=record,
             folded=folded,
-            metrics=[*round_metrics(record.assignments), *held_out],
+            metrics=[*measured, *held_out],
             fates=fates,
             now=world.clock.now(),
         )
@@ -217,10 +239,12 @@ def _write_commit(
     return committed
 
 
-async def abandon_round(world: World, run: JobRun, reason: str) -> None:
+async def abandon_round(
+    world: World, run: JobRun, reason: str, unsound: Mapping[int, str] = MappingProxyType({})
+) -> None:
     """End a round without a new version; the reason stands in the ledger."""
     assert run.round is not None
-    fates = _fates(run.round, run.spec.rounds.cohort)
+    fates = _fates(run.round, run.spec.rounds.cohort) | _rejections(unsound)
     await world.database.write(
         partial(
             round_repository.abandon,
@@ -244,6 +268,11 @@ def _fates(round_: LiveRound, cohort: int) -> dict[int, Fate]:
     return {one.record.id: Fate(state, reason) for one in round_.pending}
 
 
+def _rejections(unsound: Mapping[int, str]) -> dict[int, Fate]:
+    """How accepted assignments end whose updates the fold refused."""
+    return {at: Fate(AssignmentState.REJECTED, reason) for at, reason in unsound.items()}
+
+
 def _tell(world: World, run: JobRun, fates: Mapping[int, Fate], folded: set[int]) -> None:
     assert run.round is not None
     for live in run.round.assignments.values():
@@ -251,7 +280,11 @@ def _tell(world: World, run: JobRun, fates: Mapping[int, Fate], folded: set[int]
         if attendee is None:
             continue
         fate = fates.get(live.record.id)
-        if fate is not None:
+        if fate is not None and fate.state is AssignmentState.REJECTED:
+            attendee.push(
+                directives.fate_message(live.record.id, fate.state, fate.reason, folded=False)
+            )
+        elif fate is not None:
             attendee.push(directives.cancel_message(live.record.id, fate.reason))
         elif live.state is AssignmentState.ACCEPTED:
             attendee.push(
@@ -263,11 +296,31 @@ def _tell(world: World, run: JobRun, fates: Mapping[int, Fate], folded: set[int]
 
 async def refresh(world: World, run: JobRun) -> None:
     """Read the job again after a round ended, and wake those who follow it."""
-    run.round = None
+    run.round, run.waiting_for = None, ""
     run.record = await world.database.read(
         partial(job_repository.by_reference, reference=run.record.reference)
     )
     await run.announce()
+
+
+async def catch_up(world: World, run: JobRun) -> None:
+    """Bring memory to what the database says, after a write whose outcome is not known.
+
+    Raises:
+        WorldError: the database cannot be read either.
+    """
+    run.record = await world.database.read(
+        partial(job_repository.by_reference, reference=run.record.reference)
+    )
+    record = await world.database.read(partial(round_repository.unfinished, job_id=run.record.id))
+    if record is None:
+        run.round = None
+    elif run.round is not None and run.round.record.id == record.id:
+        run.round.record = record
+    else:
+        run.round = live_round(world, record)
+        for live in run.round.assignments.values():
+            send_assignment(world, run, live)
 
 
 async def _note_ineligible(world: World, reasons: Mapping[str, str]) -> None:
@@ -281,7 +334,8 @@ async def _note_ineligible(world: World, reasons: Mapping[str, str]) -> None:
         known.update(changes)
 
 
-async def _wait_for(run: JobRun, reason: str) -> None:
+async def wait_for(run: JobRun, reason: str) -> None:
+    """Say what the job waits for, where that has changed."""
     if run.waiting_for != reason:
         run.waiting_for = reason
         _log.info("%s", reason, extra=_fields(run))

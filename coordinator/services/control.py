@@ -161,6 +161,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
         while True:
             run = self._engine.runs.get(request.job)
             news = run.news if run else 0
+            # The job first: of one that has ended, every round is in the list that follows.
+            job = await self.ShowJob(control_pb2.ShowJobRequest(job=request.job), context)
             rounds = await self._world.database.read(
                 partial(queries.list_rounds, reference=request.job)
             )
@@ -168,7 +170,6 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 if one.number > seen and one.HasField("ended_at"):
                     seen = one.number
                     yield control_pb2.FollowResponse(round=one)
-            job = await self.ShowJob(control_pb2.ShowJobRequest(job=request.job), context)
             if said != (job.job.state, job.waiting_for):
                 said = (job.job.state, job.waiting_for)
                 yield control_pb2.FollowResponse(job=job)
