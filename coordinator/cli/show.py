@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
+from math import isfinite
 from typing import Any
 
 import click
@@ -109,7 +110,12 @@ def _value(message: Message, name: str) -> Any:
     if isinstance(value, Message):
         return plain(value)
     if isinstance(value, Mapping):
-        return dict(value)
+        return {key: _number(one) for key, one in value.items()}
     if isinstance(value, str | int | float | bool):
-        return value
+        return _number(value)
     return [plain(one) if isinstance(one, Message) else one for one in value]
+
+
+def _number(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    return None if isinstance(value, float) and not isfinite(value) else value
