@@ -25,6 +25,7 @@ from coordinator.services.fleet import FleetService
 from coordinator.services.submission import PIN_HOLDER
 from coordinator.services.uploads import Uploads
 from headwater.errors import UnavailableError, UsageError
+from headwater.freed_memory import keep_freed_memory
 from headwater.status import StatusInterceptor
 from headwater.v1 import control_pb2_grpc, enrollment_pb2_grpc, fleet_pb2_grpc
 from storage import blobs as blob_repository
@@ -90,6 +91,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         HeldError, SchemaVersionError, StorageError: the data directory or database.
     """
     _check_address(settings)
+    keep_freed_memory()
     stop = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,6 +12,7 @@ from edge_client.session import Session
 from edge_client.settings import Settings
 from edge_client.state import held_state
 from edge_client.workbench import OpenSource, OpenTrainer
+from headwater.freed_memory import keep_freed_memory
 
 INTERRUPTED = 130
 _log = logging.getLogger("headwater.client")
@@ -33,6 +34,7 @@ def run_client(
     with held_state(settings.state) as state:
         identity = load_identity(state)
         configure_logs(settings.log_format, identity.client_id, verbose=verbose)
+        keep_freed_memory()
         session = Session(
             settings, state, identity, open_trainer=open_trainer, open_source=open_source
         )
