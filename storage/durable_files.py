@@ -82,8 +82,8 @@ def write(path: Path, content: bytes) -> None:
     adopt(write_temporary(path.parent, [content]), path)
 
 
-def append(file: BinaryIO, path: Path, content: bytes) -> None:
-    """Write to a file that grows and is synced later with `sync`.
+def append(file: BinaryIO, path: Path, *contents: bytes) -> None:
+    """Write one after another to a file that grows and is synced later with `sync`.
 
     Raises:
         DiskFullError: no space is left.
@@ -91,7 +91,8 @@ def append(file: BinaryIO, path: Path, content: bytes) -> None:
     """
     with told(path):
         _step("write", path)
-        file.write(content)
+        for content in contents:
+            file.write(content)
 
 
 def sync(file: BinaryIO, path: Path) -> None:

@@ -21,7 +21,6 @@ from headwater.updates import (
     blocks_of,
     decode_block,
     decode_integers,
-    frame,
     maximum_payload_bytes,
     verified_frames,
 )
@@ -64,8 +63,9 @@ class Upload:
             raise UpdateError(f"the update has more than its {len(self._blocks)} blocks")
         if zlib.crc32(payload) != checksum:
             raise UpdateError(f"block {self._received} does not match its checksum")
-        self._take(self._blocks[self._received], payload)
-        durable_files.append(self._file, self.path, frame(payload))
+        header = FRAME_HEADER.pack(len(payload), checksum)
+        self._take(self._blocks[self._received], header, payload)
+        durable_files.append(self._file, self.path, header, payload)
 
     def finish(self) -> None:
         """Make the whole durable on disk, once its digest is what was announced."""
@@ -99,7 +99,7 @@ class Upload:
     def _resume(self) -> None:
         try:
             for payload, block in zip(self._stored(), self._blocks, strict=False):
-                self._take(block, payload)
+                self._take(block, FRAME_HEADER.pack(len(payload), zlib.crc32(payload)), payload)
         except UpdateError:  # it was damaged while no one looked: begin again
             self._begin()
         self._file.seek(self.offset_bytes)
@@ -108,7 +108,7 @@ class Upload:
     def _stored(self) -> Iterator[bytes]:
         return verified_frames(self._file, self._blocks)
 
-    def _take(self, block: Block, payload: bytes) -> None:
+    def _take(self, block: Block, header: bytes, payload: bytes) -> None:
         if len(payload) > maximum_payload_bytes(block, self.encoding):
             raise UpdateError(f"block {self._received} has {len(payload)} bytes, which is too many")
         if block.section is Section.INTEGERS:
@@ -116,8 +116,9 @@ class Upload:
         else:
             change = decode_block(block, memoryview(payload), self.encoding)
             if block.section is Section.TRAINABLE:
-                self._squares += np.multiply(change, change, dtype=np.float64).sum()
-        self._hash.update(FRAME_HEADER.pack(len(payload), zlib.crc32(payload)))
+                wide = change.astype(np.float64)
+                self._squares += np.multiply(wide, wide, out=wide).sum()
+        self._hash.update(header)
         self._hash.update(payload)
-        self.offset_bytes += FRAME_HEADER.size + len(payload)
+        self.offset_bytes += len(header) + len(payload)
         self._received += 1
