@@ -10,7 +10,7 @@ from edge_client.training import Activity, evaluate, train
 from edge_client.workbench import Bench, Workbench
 from headwater.errors import UsageError
 from headwater.layout import Weights
-from headwater.safetensors import read_weights
+from headwater.safetensors import map_weights
 from headwater.updates import encode_update, encoding_named
 from headwater.v1 import fleet_pb2
 from headwater.v1.fleet_pb2 import Assignment, OfferRequest, UpdateSummary
@@ -62,7 +62,7 @@ class AssignmentRunner:
             HeadwaterError: the device cannot do it: decline.
         """
         bench = self._workbench.open(assignment.plan_digest, assignment.dataset)
-        base = read_weights(self._weights_path(assignment.weights_digest), bench.plan.layout)
+        base = map_weights(self._weights_path(assignment.weights_digest), bench.plan.layout)
         bench.trainer.set_weights(base)
         return bench, base
 

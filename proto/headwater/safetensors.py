@@ -94,6 +94,27 @@ def read_weights(path: str | os.PathLike[str], layout: Layout) -> Weights:
     return layout.flatten(read_tensors(path))
 
 
+def map_weights(path: str | os.PathLike[str], layout: Layout) -> Weights:
+    """The same, but the float vector is mapped read-only from disk where the file is one of ours.
+
+    Raises:
+        PlanError: the file is damaged, or its tensors do not fit the layout.
+    """
+    header = weights_header(layout)
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            ours = file.read(len(header)) == header
+        if not ours or path.stat().st_size != len(header) + layout.size_bytes:
+            return read_weights(path, layout)
+        data = np.asarray(np.memmap(path, np.uint8, "r"))[len(header) :]
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
+    at = 8 * layout.integer_count
+    # The integers are a copy, since whoever keeps these few would keep the whole file mapped.
+    return Weights(data[at:].view("<f4"), data[:at].view("<i8").copy())
+
+
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Array]) -> None:
     """Write named arrays, widest values first and then by name.
 

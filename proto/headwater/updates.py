@@ -10,6 +10,7 @@ ever meet a lossy encoding. The stored form is one frame for each block:
 The update's digest is the SHA-256 of all frames.
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -178,7 +179,10 @@ def verified_frames(file: BinaryIO, blocks: tuple[Block, ...]) -> Iterator[bytes
 
 
 class StoredUpdate:
-    """An update in a file, read block by block through a memory map.
+    """An update in a file, of which one block at a time is in memory.
+
+    Blocks are read and not mapped: pages of a map stay resident, so that a fold of many updates
+    would seem to need the memory of them all. No file stays open between two blocks.
 
     Raises:
         UpdateError: the file's frames are not those of an update of this layout.
@@ -187,9 +191,9 @@ class StoredUpdate:
     def __init__(self, path: Path, layout: Layout, encoding: Encoding) -> None:
         self.blocks = blocks_of(layout)
         self.encoding = encoding
-        empty = path.stat().st_size == 0
-        self._data = memoryview(b"" if empty else np.memmap(path, np.uint8, "r"))  # type: ignore[arg-type]
-        self._payloads = list(self._index(path.name))
+        self._path = path
+        with path.open("rb", buffering=0) as file:
+            self._payloads = list(self._index(file))
 
     def change(self, index: int) -> NDArray[np.float32]:
         """The float32 change of a block of the float vector."""
@@ -200,23 +204,24 @@ class StoredUpdate:
         return decode_integers(self.blocks[index], self._payload(index))
 
     def _payload(self, index: int) -> memoryview:
-        return self._data[self._payloads[index]]
+        at, size = self._payloads[index]
+        with self._path.open("rb", buffering=0) as file:
+            return memoryview(os.pread(file.fileno(), size, at))
 
-    def _index(self, name: str) -> Iterator[slice]:
-        at = 0
+    def _index(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
+        """Where each payload lies, and its size."""
+        name, total, at = self._path.name, os.fstat(file.fileno()).st_size, 0
         for block in self.blocks:
-            if len(self._data) - at < FRAME_HEADER.size:
+            if total - at < FRAME_HEADER.size:
                 raise UpdateError(f"update {name} ends before its last block")
-            size, _ = FRAME_HEADER.unpack(self._data[at : at + FRAME_HEADER.size])
+            size, _ = FRAME_HEADER.unpack(os.pread(file.fileno(), FRAME_HEADER.size, at))
             at += FRAME_HEADER.size
-            if size > min(maximum_payload_bytes(block, self.encoding), len(self._data) - at):
+            if size > min(maximum_payload_bytes(block, self.encoding), total - at):
                 raise UpdateError(f"update {name} has a block of {size} bytes, which is too many")
-            yield slice(at, at + size)
+            yield at, size
             at += size
-        if at != len(self._data):
-            raise UpdateError(
-                f"update {name} has {len(self._data) - at} bytes after its last block"
-            )
+        if at != total:
+            raise UpdateError(f"update {name} has {total - at} bytes after its last block")
 
 
 def _of_size(payload: memoryview, size_bytes: int) -> memoryview:

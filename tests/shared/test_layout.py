@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from headwater.errors import PlanError
 from headwater.layout import Layout, Role, TensorSpec, Weights
 from headwater.safetensors import (
+    map_weights,
     read_tensors,
     read_weights,
     weights_size_bytes,
@@ -76,9 +77,27 @@ def test_weights_files_are_what_the_safetensors_library_reads(tmp_path_factory, 
     assert theirs.keys() == ours.keys()
     for name, array in ours.items():
         np.testing.assert_array_equal(theirs[name], array)
-    again = read_weights(path, layout)
-    assert again.floats.tobytes() == weights.floats.tobytes()
-    assert again.integers.tobytes() == weights.integers.tobytes()
+    for again in (read_weights(path, layout), map_weights(path, layout)):
+        assert again.floats.tobytes() == weights.floats.tobytes()
+        assert again.integers.tobytes() == weights.integers.tobytes()
+
+
+def test_files_in_another_order_are_copied_where_ours_are_mapped(tmp_path):
+    layout = Layout(tuple(TensorSpec(name, (2,), "float32", Role.TRAINABLE) for name in "ab"))
+    path = tmp_path / "w.safetensors"
+    arrays = {"a": np.array([1, 2], np.float32), "b": np.array([3, 4], np.float32)}
+    safetensors.numpy.save_file(arrays, path, metadata={"of": "another program"})
+    assert map_weights(path, layout).floats.tolist() == [1, 2, 3, 4]
+    with path.open("wb") as file:
+        write_weights(file, layout, Weights(np.arange(4, dtype=np.float32), np.empty(0, np.int64)))
+    mapped = map_weights(path, layout).floats
+    assert mapped.tolist() == [0, 1, 2, 3]
+    assert not mapped.flags.writeable
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PlanError, match="header says"):
+        map_weights(path, layout)
+    with pytest.raises(PlanError, match="cannot be read"):
+        map_weights(tmp_path / "none", layout)
 
 
 def test_files_of_the_safetensors_library_are_read(tmp_path):
