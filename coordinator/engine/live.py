@@ -10,6 +10,7 @@ from coordinator.jobs.where import Where, parse_where
 from headwater.layout import Layout
 from headwater.plan import Plan
 from headwater.sources import DataSource
+from headwater.v1 import fleet_pb2
 from storage.records import (
     AssignmentRecord,
     AssignmentState,
@@ -28,13 +29,15 @@ ENCODING = "fp32"
 
 @dataclass(eq=False)
 class LiveAssignment:
-    """A ledger row in the making. `lease_ends` is a time of the monotonic clock."""
+    """A ledger row in the making: `lease_ends` is a time of the monotonic clock, `offer` what its
+    client announced last."""
 
     record: AssignmentRecord
     state: AssignmentState
     lease_ends: float
     instance_id: str = ""
     bytes_down: int = 0
+    offer: fleet_pb2.OfferRequest | None = None
 
     @property
     def pending(self) -> bool:

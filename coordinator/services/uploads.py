@@ -21,6 +21,7 @@ from storage.records import (
     AssignmentState,
     ReceiptRecord,
     RoundPurpose,
+    RoundState,
     UpdateFacts,
 )
 
@@ -35,6 +36,7 @@ METRICS_LIMIT = 64
 METRIC_LIMIT = 1e100
 """The largest size of a metric: sums of metrics times examples must stay finite."""
 
+TOO_LATE = "its round has what it needs, or is over"
 _WAIT_SECONDS = 0.2
 
 
@@ -44,7 +46,6 @@ class Uploads:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._world = engine.world
-        self._offers: dict[int, fleet_pb2.OfferRequest] = {}
         self._receiving: dict[int, object] = {}
 
     async def offered(
@@ -58,8 +59,8 @@ class Uploads:
         """
         if live.state is AssignmentState.ACCEPTED:
             return await self.after_the_round(request)
-        if not live.pending:
-            return _not_needed(f"the assignment is {live.state}")
+        if not wanted(run, live):
+            return _not_needed(TOO_LATE)
         if stale(run, request):
             send_assignment(self._world, run, live)
             return _not_needed("it is a change of other weights than this assignment's")
@@ -99,15 +100,17 @@ class Uploads:
     async def received(
         self, header: fleet_pb2.SubmitHeader, requests: AsyncIterator[fleet_pb2.SubmitRequest]
     ) -> fleet_pb2.Receipt:
-        """Receive an upload to its end.
+        """Receive an upload to its end, or until its round needs it no more.
 
         Raises:
-            ConflictError: it was not offered, its round ended, or a newer stream sends it.
+            ConflictError: it was not offered, or a newer stream sends it.
             UpdateError: it is damaged or not what was announced; the assignment is rejected.
         """
         found = self._engine.find(header.assignment_id, header.client_id)
-        offer = self._offers.get(header.assignment_id)
-        if found is None or offer is None or offer.digest != header.digest:
+        if found is None:
+            return _turned_away(header)
+        offer = found[1].offer
+        if offer is None or offer.digest != header.digest:
             raise ConflictError(f"offer the update of assignment {header.assignment_id} first")
         stream = self._receiving[header.assignment_id] = object()
         try:
@@ -131,8 +134,11 @@ class Uploads:
             if upload.offset_bytes != header.from_byte:
                 raise ConflictError(f"send the update from byte {upload.offset_bytes}")
             async for request in requests:
-                if self._receiving.get(header.assignment_id) is not stream or not live.pending:
-                    raise ConflictError("the upload is not wanted any more; offer it again")
+                if self._receiving.get(header.assignment_id) is not stream:
+                    raise ConflictError("a newer stream sends this update")
+                if not wanted(run, live):
+                    upload.discard()
+                    return _turned_away(header)
                 live.lease_ends = self._world.clock.monotonic() + self._world.lease_seconds
                 await self._world.work(upload.append, request.frame.checksum, request.frame.payload)
             if not upload.complete:
@@ -147,13 +153,18 @@ class Uploads:
             upload.pause()
             raise
         seconds = self._world.clock.monotonic() - began
-        record = await self._accept(run, live, offer, upload.norm, upload.offset_bytes, seconds)
+        try:
+            record = await self._accept(run, live, offer, upload.norm, upload.offset_bytes, seconds)
+        except ConflictError:
+            if wanted(run, live):
+                raise
+            return _turned_away(header)  # the round closed while the update became durable
         return _receipt(record)
 
     async def _invite(
         self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
     ) -> fleet_pb2.OfferResponse:
-        self._offers[live.record.id] = request
+        live.offer = request
         await self._world.database.write(
             partial(
                 round_repository.advance_assignment,
@@ -203,13 +214,11 @@ class Uploads:
             )
         )
         live.state = AssignmentState.ACCEPTED
-        self._offers.pop(live.record.id, None)
         run.changed.set()
         self._engine.wake()
         return receipt
 
     async def _reject(self, run: JobRun, live: LiveAssignment, reason: str) -> None:
-        self._offers.pop(live.record.id, None)
         _log.warning(
             "an update of client %s is rejected: %s",
             live.record.client_name,
@@ -253,6 +262,12 @@ def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
     if not 0 < request.size_bytes <= largest:
         return f"it has {request.size_bytes} bytes; an update of this plan has at most {largest}"
     return ""
+
+
+def wanted(run: JobRun, live: LiveAssignment) -> bool:
+    """Whether the round still takes this assignment's update."""
+    is_open = run.round is not None and run.round.record.state is RoundState.OPEN
+    return is_open and live.pending
 
 
 def stale(run: JobRun, request: fleet_pb2.OfferRequest) -> bool:
@@ -299,6 +314,15 @@ def _receipt(record: ReceiptRecord) -> fleet_pb2.Receipt:
         assignment_id=record.assignment_id,
         digest=record.digest,
         state=AssignmentState.ACCEPTED,
+    )
+
+
+def _turned_away(header: fleet_pb2.SubmitHeader) -> fleet_pb2.Receipt:
+    return fleet_pb2.Receipt(
+        assignment_id=header.assignment_id,
+        digest=header.digest,
+        state=AssignmentState.RELEASED,
+        reason=TOO_LATE,
     )
 
 
