@@ -48,6 +48,8 @@ def checked_hello(hello: fleet_pb2.Hello) -> None:
         _check_text(f"tag {key}", value)
     for dataset in hello.datasets:
         _check_text("a data set's name", dataset.name)
+    for encoding in hello.encodings:
+        _check_text("an encoding", encoding)
 
 
 def _check_text(field: str, text: str) -> None:
