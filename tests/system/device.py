@@ -100,7 +100,7 @@ class Stream:
 class Device:
     """An identity, a connection, and the four calls. `hello` replaces fields of its Hello."""
 
-    def __init__(self, address: str, name: str, plan: CompiledPlan, **hello: Any) -> None:
+    def __init__(self, address: str, name: str, plan: CompiledPlan, /, **hello: Any) -> None:
         self.name = name
         self.layout = plan.manifest.layout
         self._channel = grpc.insecure_channel(
@@ -202,6 +202,12 @@ class Device:
         )
         with translated():
             return b"".join(one.data for one in self._stub.Fetch(request, timeout=WAIT_SECONDS))
+
+    def raw(self, method: str, content: bytes) -> None:
+        """Send bytes that are no message as the first of a stream, and await its end."""
+        call = self._channel.stream_stream(method)(iter([content]), timeout=WAIT_SECONDS)
+        for _ in call:
+            pass
 
     def close(self) -> None:
         for stream in self._streams:

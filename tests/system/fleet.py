@@ -98,7 +98,7 @@ class Fleet:
         path = self.folder / "parts" / f"{name}.npz"
         return path if path.exists() else write_examples(path, seed=sum(name.encode()))
 
-    def device(self, name: str, **hello: Any) -> Device:
+    def device(self, name: str, /, **hello: Any) -> Device:
         """A hand-driven device; not attending yet."""
         device = Device(self.address, name, self.plan, **hello)
         self._devices.append(device)
