@@ -31,7 +31,7 @@ from headwater.v1 import control_pb2_grpc, enrollment_pb2_grpc, fleet_pb2_grpc
 from storage import blobs as blob_repository
 from storage import durable_files
 from storage.blob_directory import BlobDirectory
-from storage.database import open_database
+from storage.database import open_database, shown
 from storage.hold import hold_directory
 
 _log = logging.getLogger("headwater.server")
@@ -98,7 +98,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running(settings) as address:
         durable_files.write(settings.data / ADDRESS_FILE, address.encode())
-        _log.info("listening on %s, database %s", address, settings.database)
+        _log.info("listening on %s, database %s", address, shown(settings.database))
         await stop.wait()
         _log.info("stopping")
     _log.info("stopped")
