@@ -180,6 +180,10 @@ class Device:
         sent = frames_of(update) if frames is None else frames
         return self.send([head, *(pb.SubmitRequest(frame=one) for one in sent)])
 
+    def frames(self, update: Update) -> list[pb.Frame]:
+        """The frames of an update as they are sent."""
+        return frames_of(update)
+
     def send(self, messages: Iterable[pb.SubmitRequest]) -> pb.Receipt:
         """Any messages as an upload."""
         with translated():
