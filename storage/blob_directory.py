@@ -28,6 +28,15 @@ class BlobStore(Protocol):
         """
         ...
 
+    def prepare(self, content: Iterable[bytes]) -> tuple[Path, str]:
+        """Write a synced file for `adopt`, and return it with its digest.
+
+        Raises:
+            DiskFullError: no space is left; nothing was kept.
+            StorageError: the store failed.
+        """
+        ...
+
     def adopt(self, temporary: Path, digest: str) -> None:
         """Take over a synced file of this machine whose digest the caller has checked."""
         ...
@@ -87,12 +96,15 @@ class BlobDirectory:
 
     def write(self, content: bytes | Iterable[bytes]) -> str:
         """See `BlobStore.write`."""
-        hasher = hashlib.sha256()
-        chunks = [content] if isinstance(content, bytes) else content
-        temporary = durable_files.write_temporary(self._temporary, _hashed(chunks, hasher))
-        digest = hasher.hexdigest()
+        temporary, digest = self.prepare([content] if isinstance(content, bytes) else content)
         self.adopt(temporary, digest)
         return digest
+
+    def prepare(self, content: Iterable[bytes]) -> tuple[Path, str]:
+        """See `BlobStore.prepare`."""
+        hasher = hashlib.sha256()
+        temporary = durable_files.write_temporary(self._temporary, _hashed(content, hasher))
+        return temporary, hasher.hexdigest()
 
     def adopt(self, temporary: Path, digest: str) -> None:
         """See `BlobStore.adopt`. The file lies on the same file system."""

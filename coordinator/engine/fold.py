@@ -4,9 +4,9 @@ Everything here blocks and runs on a worker thread. It reads only what is on dis
 repeated after a crash and gives the same bytes.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from coordinator.aggregation.order import Contribution
 from coordinator.aggregation.soundness import fault_of
@@ -15,7 +15,7 @@ from coordinator.engine.live import JobRun
 from coordinator.engine.world import World
 from headwater.evaluation import evaluate
 from headwater.layout import Layout, Weights
-from headwater.safetensors import read_weights, weights_chunks, weights_size_bytes
+from headwater.safetensors import map_weights, weights_chunks, weights_size_bytes
 from headwater.sources import open_source
 from headwater.updates import StoredUpdate, encoding_named
 from storage.records import (
@@ -32,14 +32,16 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Folded:
-    """What a round produced: the weights, their file's digest and size, and who is part of them.
+    """What a round produced: the weights, their file and its digest and size, and who took part.
 
+    `temporary` is the synced file, which becomes a blob once its digest is pinned.
     `shares` maps folded assignments to their part of the mean (sum 1), `unsound` those whose update
     is left out to the reason. `fault` says why there is nothing to commit; only `unsound` has a
     meaning then.
     """
 
     weights: Weights | None = None
+    temporary: Path | None = None
     digest: str = ""
     shares: Mapping[int, float] = field(default_factory=dict)
     size_bytes: int = 0
@@ -56,7 +58,7 @@ def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
         StorageError, UpdateError: a stored update or the base weights are not what they were.
     """
     accepted = [one for one in record.assignments if one.state is AssignmentState.ACCEPTED]
-    base = read_weights(world.blobs.path(record.base_weights_digest), run.layout)
+    base = map_weights(world.blobs.path(record.base_weights_digest), run.layout)
     contributions = {one.id: _contribution(world, run, one) for one in accepted}
     weights = fold(base, list(contributions.values()), run.layout, world.threads)
     unsound: dict[int, str] = {}
@@ -68,12 +70,10 @@ def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
         weights = fold(base, sound, run.layout, world.threads)
         if fault := fault_of(weights, run.layout):
             return Folded(unsound=unsound, fault=fault)
-    digest = hashlib.sha256()
-    for chunk in weights_chunks(run.layout, weights):
-        digest.update(chunk)
+    temporary, digest = world.blobs.prepare(weights_chunks(run.layout, weights))
     examples = {one.id: one.examples or 0 for one in accepted if one.id not in unsound}
     shares = {at: count / sum(examples.values()) for at, count in examples.items()}
-    return Folded(weights, digest.hexdigest(), shares, weights_size_bytes(run.layout), unsound)
+    return Folded(weights, temporary, digest, shares, weights_size_bytes(run.layout), unsound)
 
 
 def _unsound(

@@ -18,7 +18,6 @@ from coordinator.engine.policy import Opening, opening
 from coordinator.engine.seeds import derived_seed
 from coordinator.engine.selection import Candidate, ineligibility, select
 from coordinator.engine.world import World
-from headwater.safetensors import weights_chunks
 from storage import blobs as blob_repository
 from storage import clients as client_repository
 from storage import jobs as job_repository
@@ -185,12 +184,12 @@ async def finish_round(world: World, run: JobRun, record: RoundRecord) -> None:
 
 
 async def _keep_weights(world: World, run: JobRun, folded: Folded) -> None:
-    """The new weights become durable before anything refers to them, pinned against collection."""
+    """The new weights become a blob before anything refers to them, pinned against collection."""
     await world.database.write(
         partial(blob_repository.pin, digest=folded.digest, holder=PIN_HOLDER, now=world.clock.now())
     )
-    assert folded.weights is not None
-    await world.work(world.blobs.write, weights_chunks(run.layout, folded.weights))
+    assert folded.temporary is not None
+    await world.work(world.blobs.adopt, folded.temporary, folded.digest)
 
 
 async def _commit(world: World, run: JobRun, record: RoundRecord, folded: Folded) -> None:
