@@ -13,6 +13,7 @@ setup: $(VENV)/installed  ## Create .venv with the pinned dependencies and the p
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Headwater needs Python 3.11 or newer; this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	@echo "installing into $(VENV): a minute or two"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

@@ -1,8 +1,10 @@
 """`headwater demo`: see it work."""
 
 import json
+import shutil
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -35,7 +37,7 @@ def demo(as_json: bool) -> None:
     table = _Table()
     result = run_demo(click.echo, table.show)
     click.echo(f"model     {result.model}")
-    click.echo(f"history   headwater rounds list digits --database {result.database}")
+    click.echo(f"history   {_program()} rounds list digits --database {result.database}")
     if as_json:
         click.echo(json.dumps(result.to_dict()))
 
@@ -75,6 +77,13 @@ class _Table:
 
 def _line(cells: tuple[object, ...]) -> str:
     return "  ".join(str(cell).rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+
+
+def _program() -> str:
+    """How to call this command: by its name where that finds it, else by its path."""
+    found, ours = shutil.which("headwater"), Path(sys.argv[0])
+    same = found is not None and ours.exists() and Path(found).samefile(ours)
+    return "headwater" if same or not ours.exists() else sys.argv[0]
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
