@@ -32,11 +32,10 @@ def main() -> None:
 def run(command: click.Command, arguments: list[str] | None = None) -> int:
     """Run a command with these arguments (default: the process's); its exit code."""
     try:
-        command.main(args=arguments, standalone_mode=False, prog_name="headwater")
+        # Without standalone mode click returns the code of its Exit, and what a command returns.
+        code = command.main(args=arguments, standalone_mode=False, prog_name="headwater")
     except HeadwaterError as error:
         click.echo(f"headwater: {error}", err=True)
-        return error.exit_code
-    except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -47,7 +46,7 @@ def run(command: click.Command, arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # a reader such as head has seen enough
         sys.stderr.close()
         return 0
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 __all__ = ["VERSION", "main", "run"]

@@ -56,7 +56,10 @@ def compile_command(job_file: Path, output: Path, as_json: bool) -> None:
 @coordinator_option
 @json_option
 def submit(job_file: Path, follow: bool, coordinator: str, as_json: bool) -> None:
-    """Compile a job and send it to a coordinator."""
+    """Compile a job and send it to a coordinator.
+
+    With --follow the exit code is 1 when the job fails or is cancelled.
+    """
     plan = compile_job(job_file, progress=_progress)
     with ControlClient(coordinator) as control:
         job = control.submit(job_file, plan)
