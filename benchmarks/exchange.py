@@ -20,12 +20,17 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
-from coordinator.server import CHANNEL_OPTIONS
 from storage import durable_files
 
 CHUNK_BYTES = 2**20
 METHOD = "/benchmark.Exchange/Round"
 WARM_UP = 2
+OPTIONS = (
+    ("grpc.http2.max_frame_size", 2**20),
+    ("grpc.http2.lookahead_bytes", 16 * 2**20),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+"""As the product's bulk channels: about twice the rate of gRPC's own."""
 
 
 def grpc_seconds(clients: int, size_bytes: int, rounds: int) -> list[float]:
@@ -44,13 +49,14 @@ def write_seconds(size_bytes: int, repeats: int) -> list[float]:
     with TemporaryDirectory(prefix="headwater-benchmark-") as folder:
         for _ in range(repeats):
             began = time.perf_counter()
-            path = durable_files.write_temporary(Path(folder), _chunks(size_bytes))
+            path = durable_files.write_temporary(Path(folder), message_of(size_bytes))
             seconds.append(time.perf_counter() - began)
             path.unlink()
     return seconds
 
 
-def _chunks(size_bytes: int) -> list[bytes]:
+def message_of(size_bytes: int) -> list[bytes]:
+    """As many random bytes, in pieces of 1 MiB."""
     chunk = np.random.default_rng(1).bytes(min(CHUNK_BYTES, size_bytes))
     whole, rest = divmod(size_bytes, len(chunk))
     return [chunk] * whole + [chunk[:rest]] * bool(rest)
@@ -68,7 +74,7 @@ def _clients(kind: str, count: int, port: int, size_bytes: int, rounds: int) -> 
 
 
 async def _serve_grpc(clients: int, size_bytes: int, rounds: int) -> list[float]:
-    barrier, chunks = asyncio.Barrier(clients), _chunks(size_bytes)
+    barrier, chunks = asyncio.Barrier(clients), message_of(size_bytes)
     ended: list[float] = []
     enough = asyncio.Event()
 
@@ -82,7 +88,7 @@ async def _serve_grpc(clients: int, size_bytes: int, rounds: int) -> list[float]
         for chunk in chunks:
             yield chunk
 
-    server = grpc.aio.server(options=CHANNEL_OPTIONS)
+    server = grpc.aio.server(options=OPTIONS)
     service, _, method = METHOD.removeprefix("/").partition("/")
     handlers: dict[str, Any] = {method: grpc.stream_stream_rpc_method_handler(take_part)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -95,8 +101,8 @@ async def _serve_grpc(clients: int, size_bytes: int, rounds: int) -> list[float]
 
 
 async def _attend_grpc(port: int, size_bytes: int, rounds: int) -> None:
-    chunks = _chunks(size_bytes)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
+    chunks = message_of(size_bytes)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
         exchange: Any = channel.stream_stream(METHOD)
         for _ in range(rounds):
             async for _ in exchange(iter(chunks)):
@@ -106,7 +112,7 @@ async def _attend_grpc(port: int, size_bytes: int, rounds: int) -> None:
 def _serve_tcp(clients: int, size_bytes: int, rounds: int) -> list[float]:
     ended: list[float] = []
     barrier = threading.Barrier(clients, lambda: ended.append(time.perf_counter()))
-    chunks = _chunks(size_bytes)
+    chunks = message_of(size_bytes)
 
     def take_part(connection: socket.socket) -> None:
         with connection:
@@ -130,7 +136,7 @@ def _serve_tcp(clients: int, size_bytes: int, rounds: int) -> list[float]:
 
 
 def _attend_tcp(port: int, size_bytes: int, rounds: int) -> None:
-    chunks = _chunks(size_bytes)
+    chunks = message_of(size_bytes)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(rounds):
