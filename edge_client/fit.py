@@ -9,10 +9,10 @@ import numpy as np
 
 from edge_client.trainers import Trainer
 from edge_client.training import check_finite
-from edge_client.workbench import check_memory
 from headwater.batch import Array, Batch, TensorSignature
 from headwater.manifest import Manifest
 from headwater.plan import Plan
+from headwater.plan_checks import check_memory
 from headwater.sources import DataSource
 
 _TIMED_STEPS = 3

@@ -9,8 +9,9 @@ from edge_client.cache import BlobCache
 from edge_client.patience import Patience
 from edge_client.transfer import Transfer
 from edge_client.work import Work
-from edge_client.workbench import Workbench, check_memory, members_of
+from edge_client.workbench import Workbench, members_of
 from headwater.manifest import Manifest
+from headwater.plan_checks import check_memory
 from headwater.v1 import fleet_pb2
 from headwater.v1.fleet_pb2 import Assignment
 

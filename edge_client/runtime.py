@@ -33,9 +33,9 @@ def choose_device(backend: Backend, device: str) -> str:
         UsageError: a GPU was asked for that this backend cannot use.
     """
     if backend == "torch":
-        from edge_client.trainers.torch_device import torch_device_type
+        from edge_client.trainers.torch_device import torch_device
 
-        return torch_device_type(device)
+        return torch_device(device).type
     if device == "cuda":
         raise UsageError("--device cuda needs --trainer torch: onnxruntime trains on the CPU here")
     return "cpu"

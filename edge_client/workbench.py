@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from edge_client.cache import BlobCache
-from edge_client.sizes import show_bytes
 from edge_client.trainers import Trainer
 from headwater.batch import TensorSignature
 from headwater.errors import DataError, NotFoundError, PlanError
@@ -55,21 +54,6 @@ def members_of(manifest: Manifest, runtime: str) -> list[Member]:
             "needs: compile it again, or use another --trainer"
         )
     return [manifest.members[name] for name in names]
-
-
-def check_memory(manifest: Manifest, batch_size: int, memory_bytes: int) -> None:
-    """Refuse a step that is estimated to need more memory than there is.
-
-    Raises:
-        PlanError: with both figures.
-    """
-    needed = manifest.peak_memory_bytes.total(batch_size)
-    if needed > memory_bytes:
-        raise PlanError(
-            f"a step of plan {manifest.name!r} with batch size {batch_size} needs about "
-            f"{show_bytes(needed)} of memory; this device has {show_bytes(memory_bytes)}: use a "
-            "smaller batch or a larger device"
-        )
 
 
 class Workbench:

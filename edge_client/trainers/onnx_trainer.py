@@ -4,17 +4,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edge_client.trainers.signatures import check_batch
+from edge_client.trainers.signatures import check_batch, check_optimizer_state
 from headwater.batch import Array, Batch
-from headwater.errors import PlanError
 from headwater.graph_runtime import GraphRuntime
 from headwater.layout import Weights
 from headwater.plan import Plan
-from headwater.values import batch_values, figures, frozen_values
+from headwater.values import (
+    batch_values,
+    check_outputs,
+    evaluation_outputs,
+    figures,
+    frozen_values,
+    training_outputs,
+    updated,
+)
 
 TRAIN = "train.onnx"
 EVALUATE = "evaluate.onnx"
-_NEW = "new."
 
 
 class OnnxTrainer:
@@ -31,6 +37,8 @@ class OnnxTrainer:
         self._layout = plan.layout
         self._train = GraphRuntime(plan, TRAIN, threads=threads)
         self._evaluate = GraphRuntime(plan, EVALUATE, threads=threads)
+        check_outputs(self._train.outputs, training_outputs(plan.manifest), TRAIN)
+        check_outputs(self._evaluate.outputs, evaluation_outputs(plan.manifest), EVALUATE)
         self._frozen = frozen_values(plan)
         self._state: dict[str, Array] = {}
         self._slots: dict[str, Array] = {}
@@ -68,13 +76,7 @@ class OnnxTrainer:
         Raises:
             PlanError: the names or shapes are those of another optimizer.
         """
-        shapes = {name: tuple(array.shape) for name, array in state.items()}
-        expected = {slot.value_name: slot.shape for slot in self._manifest.optimizer.slots}
-        if shapes != expected:
-            raise PlanError(
-                f"the optimizer state does not fit plan {self._manifest.name!r}: it is of another "
-                "plan; reset the optimizer"
-            )
+        check_optimizer_state(state, self._manifest)
         self._slots = {name: np.array(array, np.float32) for name, array in state.items()}
 
     def train_step(
@@ -93,10 +95,7 @@ class OnnxTrainer:
             values[f"h.{name}"] = np.array(value, np.float32)
         values["seed"] = np.array(seed, np.int64)
         results = self._train.run(values)
-        for name, array in results.items():
-            if name.startswith(_NEW):
-                state = name.removeprefix(_NEW)
-                (self._state if state in self._state else self._slots)[state] = array
+        self._state, self._slots = updated(results, self._state), updated(results, self._slots)
         return figures(results)
 
     def evaluate_step(self, batch: Batch) -> dict[str, float]:

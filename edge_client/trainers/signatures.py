@@ -1,11 +1,12 @@
-"""Holds a batch against what a plan expects, before a runtime sees it."""
+"""Holds batches and optimizer state against what a plan expects, before a runtime sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from headwater.batch import Array, Batch, TensorSignature
-from headwater.errors import DataError
+from headwater.errors import DataError, PlanError
+from headwater.manifest import Manifest
 
 
 def check_batch(
@@ -28,6 +29,20 @@ def check_batch(
             )
         for array, signature in zip(arrays, signatures, strict=True):
             _check_array(array, signature, batch.size)
+
+
+def check_optimizer_state(state: Mapping[str, Array], manifest: Manifest) -> None:
+    """Refuse slots that are not those of the plan's optimizer.
+
+    Raises:
+        PlanError: other names or shapes.
+    """
+    shapes = {name: tuple(array.shape) for name, array in state.items()}
+    if shapes != {slot.value_name: slot.shape for slot in manifest.optimizer.slots}:
+        raise PlanError(
+            f"the optimizer state does not fit plan {manifest.name!r}: it is of another plan; "
+            "reset the optimizer"
+        )
 
 
 def _check_array(array: Array, signature: TensorSignature, examples: int) -> None:

@@ -1,20 +1,25 @@
-"""Which kind of device torch would train on."""
+"""Which device torch trains on."""
 
 import torch
 
 from headwater.errors import UsageError
 
 
-def torch_device_type(device: str) -> str:
-    """`cpu` or `cuda`; `auto` is CUDA where torch sees a GPU.
+def torch_device(name: str) -> torch.device:
+    """The device of this name; "auto" is the first GPU that torch sees, else the CPU.
 
     Raises:
-        UsageError: CUDA was asked for and torch sees no GPU.
+        UsageError: torch cannot use it here.
     """
-    has_gpu = torch.cuda.is_available()
-    if device.startswith("cuda") and not has_gpu:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0][:300]
         raise UsageError(
-            f"--device {device} is not possible: torch sees no GPU here. Install torch with CUDA "
-            "and the driver, or use --device cpu"
-        )
-    return "cuda" if device != "cpu" and has_gpu else "cpu"
+            f"device {name!r} cannot be used ({reason}): choose auto, cpu, or one of "
+            f"{torch.cuda.device_count()} GPUs as cuda:0, cuda:1, ..."
+        ) from error
+    return device

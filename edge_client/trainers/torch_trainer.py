@@ -10,18 +10,25 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from edge_client.trainers.signatures import check_batch
+from edge_client.trainers.signatures import check_batch, check_optimizer_state
 from edge_client.trainers.torch_aten import load_graph
+from edge_client.trainers.torch_device import torch_device
 from headwater.aten_json import read_graph
 from headwater.batch import Array, Batch
-from headwater.errors import DataError, PlanError, UsageError
+from headwater.errors import DataError, PlanError
 from headwater.layout import Weights
 from headwater.plan import Plan
-from headwater.values import batch_values, frozen_values
+from headwater.values import (
+    batch_values,
+    check_outputs,
+    evaluation_outputs,
+    frozen_values,
+    training_outputs,
+    updated,
+)
 
 TRAIN = "train.aten.json"
 EVALUATE = "evaluate.aten.json"
-_NEW = "new."
 _METRIC = "m."
 
 
@@ -38,11 +45,13 @@ class TorchTrainer:
 
     def __init__(self, plan: Plan, *, threads: int, device: str = "auto") -> None:
         torch.set_num_threads(threads)
-        self.device = _device(device)
+        self.device = torch_device(device)
         self._manifest = plan.manifest
         self._layout = plan.layout
         self._train = _Step(plan.read(TRAIN), self.device)
         self._evaluate = _Step(plan.read(EVALUATE), self.device)
+        check_outputs(self._train.outputs, training_outputs(plan.manifest), TRAIN)
+        check_outputs(self._evaluate.outputs, evaluation_outputs(plan.manifest), EVALUATE)
         self._frozen = self._moved(frozen_values(plan))
         self._state: dict[str, torch.Tensor] = {}
         self._slots: dict[str, torch.Tensor] = {}
@@ -80,13 +89,7 @@ class TorchTrainer:
         Raises:
             PlanError: the names or shapes are those of another optimizer.
         """
-        shapes = {name: tuple(array.shape) for name, array in state.items()}
-        expected = {slot.value_name: slot.shape for slot in self._manifest.optimizer.slots}
-        if shapes != expected:
-            raise PlanError(
-                f"the optimizer state does not fit plan {self._manifest.name!r}: it is of another "
-                "plan; reset the optimizer"
-            )
+        check_optimizer_state(state, self._manifest)
         self._slots = self._moved({k: np.asarray(v, np.float32) for k, v in state.items()})
 
     def train_step(
@@ -106,10 +109,7 @@ class TorchTrainer:
             values[f"h.{name}"] = torch.tensor(value, dtype=torch.float32, device=self.device)
         values["seed"] = torch.tensor(seed, dtype=torch.int64, device=self.device)
         results = self._train.run(values)
-        for name, tensor in results.items():
-            if name.startswith(_NEW):
-                state = name.removeprefix(_NEW)
-                (self._state if state in self._state else self._slots)[state] = tensor
+        self._state, self._slots = updated(results, self._state), updated(results, self._slots)
         return _figures(results)
 
     def evaluate_step(self, batch: Batch) -> dict[str, float]:
@@ -139,7 +139,7 @@ class _Step:
     def __init__(self, data: bytes, device: torch.device) -> None:
         graph = read_graph(data)
         self._inputs = graph.inputs
-        self._outputs = tuple(name for name, _ in graph.outputs)
+        self.outputs = tuple(name for name, _ in graph.outputs)
         self._forward = load_graph(graph, device).forward
 
     def run(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -152,7 +152,10 @@ class _Step:
             ) from error
         with torch.inference_mode(), _exact_kernels(), _in_our_words():
             results = self._forward(*arguments)
-        return dict(zip(self._outputs, results, strict=True))
+        for name, result in zip(self.outputs, results, strict=True):
+            if not isinstance(result, torch.Tensor):
+                raise PlanError(f"the plan's torch step gives a {type(result).__name__} as {name}")
+        return dict(zip(self.outputs, results, strict=True))
 
 
 @contextmanager
@@ -168,6 +171,8 @@ def _exact_kernels() -> Iterator[None]:
 def _in_our_words() -> Iterator[None]:
     try:
         yield
+    except PlanError:
+        raise
     except torch.OutOfMemoryError as error:
         raise PlanError(
             "the step does not fit this device's memory: use a smaller batch or a larger device "
@@ -177,7 +182,7 @@ def _in_our_words() -> Iterator[None]:
         raise DataError(
             f"a value of the batch is out of range for the model ({_first_line(error)})"
         ) from error
-    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+    except Exception as error:
         raise PlanError(
             f"the plan's torch step failed in torch {torch.__version__}: {_first_line(error)}"
         ) from error
@@ -185,20 +190,6 @@ def _in_our_words() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:300]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {name!r} cannot be used ({_first_line(error)}): choose auto, cpu, or one of "
-            f"{torch.cuda.device_count()} GPUs as cuda:0, cuda:1, ..."
-        ) from error
-    return device
 
 
 def _tensor(array: Array) -> torch.Tensor:
@@ -214,5 +205,9 @@ def _array(tensor: torch.Tensor) -> Array:
 def _figures(results: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Loss and metrics as numbers, in one transfer from the device."""
     names = [name for name in results if name == "loss" or name.startswith(_METRIC)]
+    for name in names:
+        if results[name].dim():
+            shape = tuple(results[name].shape)
+            raise PlanError(f"the plan's torch step gives {name!r:.80} of shape {shape}, no number")
     numbers = torch.stack([results[name].double() for name in names]).tolist()
     return {name.removeprefix(_METRIC): value for name, value in zip(names, numbers, strict=True)}

@@ -49,9 +49,10 @@ var_mean.correction
 _SHAPES = """
 alias.default arange.default arange.start arange.start_step cat.default clone.default
 constant_pad_nd.default copy.default detach.default diagonal.default diagonal_backward.default
-expand.default eye.default eye.m fill.Scalar fill.Tensor flip.default full.default full_like.default lift_fresh_copy.default
-new_full.default new_ones.default new_zeros.default ones.default ones_like.default
-permute.default pixel_shuffle.default pixel_unshuffle.default reflection_pad1d.default reflection_pad1d_backward.default
+expand.default eye.default eye.m fill.Scalar fill.Tensor flip.default full.default
+full_like.default lift_fresh_copy.default new_full.default new_ones.default new_zeros.default ones.default ones_like.default
+permute.default pixel_shuffle.default pixel_unshuffle.default reflection_pad1d.default
+reflection_pad1d_backward.default
 reflection_pad2d.default reflection_pad2d_backward.default repeat.default
 replication_pad1d.default replication_pad1d_backward.default replication_pad2d.default
 replication_pad2d_backward.default reshape.default roll.default scalar_tensor.default

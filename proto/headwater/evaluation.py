@@ -8,7 +8,14 @@ from headwater.errors import DataError
 from headwater.graph_runtime import GraphRuntime
 from headwater.layout import Weights
 from headwater.plan import Plan
-from headwater.values import batch_values, figures, frozen_values, state_values
+from headwater.values import (
+    batch_values,
+    check_outputs,
+    evaluation_outputs,
+    figures,
+    frozen_values,
+    state_values,
+)
 
 
 class BatchSource(Protocol):
@@ -28,6 +35,7 @@ class Evaluator:
     def __init__(self, plan: Plan, *, threads: int) -> None:
         self._plan = plan
         self._graph = GraphRuntime(plan, "evaluate.onnx", threads=threads)
+        check_outputs(self._graph.outputs, evaluation_outputs(plan.manifest), "evaluate.onnx")
         self._frozen = frozen_values(plan)
 
     def evaluate(self, weights: Weights, source: BatchSource, batch_size: int) -> dict[str, float]:

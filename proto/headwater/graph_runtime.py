@@ -25,7 +25,12 @@ class GraphRuntime:
         self.member = member
         data = plan.read(member)
         check_graph(data, member)
-        ports = plan.manifest.graphs[member]
+        ports = plan.manifest.graphs.get(member)
+        if ports is None:
+            raise PlanError(
+                f"the manifest does not describe graph {member}: the plan is damaged; compile it "
+                "again"
+            )
         self.inputs, self.outputs = ports.inputs, ports.outputs
         self._session = open_session(data, member, threads=threads)
         self._check_ports()
@@ -68,6 +73,8 @@ def open_session(data: bytes, member: str, *, threads: int) -> onnxruntime.Infer
     options.log_severity_level = _FATAL_ONLY
     # idle threads that spin would take the processor from whatever else the device does
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # left to itself it also takes its own format, which `check_graph` does not see into
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:

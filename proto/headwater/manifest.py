@@ -7,6 +7,7 @@ no spaces, one way to write each value.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite, prod
 from typing import Any, TypeVar
 
 from headwater.batch import TensorSignature
@@ -20,6 +21,14 @@ SCHEMA = 1
 
 MAXIMUM_MANIFEST_BYTES = 16 * 2**20
 """Room for some 50,000 tensors; a larger manifest is refused before it is parsed."""
+
+MAXIMUM_ELEMENTS = 2**31
+"""Of the model's tensors together, and of one example: shapes are claims until data comes."""
+MAXIMUM_DIMENSIONS = 16
+MAXIMUM_NAME_CHARACTERS = 512
+
+DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
+"""What tensors, inputs and targets may hold."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +132,12 @@ class Manifest:
             fields = json.loads(data)
         except ValueError as error:
             raise PlanError(f"the plan's manifest is not JSON ({error}): it is damaged") from error
+        except RecursionError:
+            raise PlanError("the plan's manifest is nested too deep: it is damaged") from None
         _check_schema(fields)
         try:
-            return _manifest(fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return _consistent(_manifest(fields))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise PlanError(
                 f"the plan's manifest has a missing or wrong field ({reason})"
@@ -148,34 +159,47 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
     optimizer = fields["optimizer"]
     peak = fields["peak_memory_bytes"]
     return Manifest(
-        name=_typed(fields["name"], str),
-        versions={str(key): str(value) for key, value in fields["versions"].items()},
+        name=_name(fields["name"]),
+        versions={_name(key): _name(value) for key, value in fields["versions"].items()},
         opset=_typed(fields["opset"], int),
         tensors=tuple(map(_tensor, fields["tensors"])),
         inputs=tuple(map(_signature, fields["inputs"])),
         targets=tuple(map(_signature, fields["targets"])),
         metrics=_strings(fields["metrics"]),
         optimizer=OptimizerSpec(
-            _typed(optimizer["name"], str),
-            dict(optimizer["settings"]),
+            _name(optimizer["name"]),
+            {_name(key): _setting(value) for key, value in optimizer["settings"].items()},
             tuple(map(_slot, optimizer["slots"])),
         ),
-        hyperparameters={key: float(value) for key, value in fields["hyperparameters"].items()},
+        hyperparameters=_numbers(fields["hyperparameters"]),
         uses_seed=_typed(fields["uses_seed"], bool),
         batch_size=_positive(fields["batch_size"]),
-        graphs={key: _port(value) for key, value in fields["graphs"].items()},
+        graphs={_name(key): _port(value) for key, value in fields["graphs"].items()},
         peak_memory_bytes=PeakMemory(_natural(peak["fixed"]), _natural(peak["per_example"])),
-        parity={key: float(value) for key, value in fields["parity"].items()},
+        parity=_numbers(fields["parity"]),
         members={key: _member(value) for key, value in fields["members"].items()},
         schema=fields["schema"],
     )
 
 
+def _consistent(manifest: Manifest) -> Manifest:
+    """The manifest, if its parts fit one another and claim no impossible amounts."""
+    shapes = {spec.name: spec.shape for spec in manifest.tensors if spec.role is Role.TRAINABLE}
+    for slot in manifest.optimizer.slots:
+        if slot.shape != (() if slot.tensor is None else shapes[slot.tensor]):
+            raise ValueError(f"slot {slot.value_name!r:.80} has another shape than its tensor")
+    if sum(spec.count for spec in manifest.tensors) > MAXIMUM_ELEMENTS:
+        raise ValueError(f"the tensors have more than {MAXIMUM_ELEMENTS} elements")
+    if manifest.layout.trainable_count == 0:
+        raise ValueError("no tensor is trainable")
+    return manifest
+
+
 def _tensor(item: dict[str, Any]) -> TensorSpec:
     return TensorSpec(
-        _typed(item["name"], str),
+        _name(item["name"]),
         _shape(item["shape"]),
-        _typed(item["dtype"], str),
+        _dtype(item["dtype"]),
         Role(item["role"]),
         _typed(item["positive"], bool),
     )
@@ -184,9 +208,9 @@ def _tensor(item: dict[str, Any]) -> TensorSpec:
 def _signature(item: dict[str, Any]) -> TensorSignature:
     maximum = item["maximum"]
     return TensorSignature(
-        _typed(item["name"], str),
+        _name(item["name"]),
         _shape(item["shape"]),
-        _typed(item["dtype"], str),
+        _dtype(item["dtype"]),
         None if maximum is None else _positive(maximum),
     )
 
@@ -194,8 +218,8 @@ def _signature(item: dict[str, Any]) -> TensorSignature:
 def _slot(item: dict[str, Any]) -> Slot:
     tensor = item["tensor"]
     return Slot(
-        _typed(item["name"], str),
-        None if tensor is None else _typed(tensor, str),
+        _name(item["name"]),
+        None if tensor is None else _name(tensor),
         _shape(item["shape"]),
     )
 
@@ -230,8 +254,44 @@ def _positive(value: Any) -> int:
 
 
 def _shape(values: Any) -> tuple[int, ...]:
-    return tuple(_natural(value) for value in values)
+    shape = tuple(_natural(value) for value in _typed(values, list))
+    too_many = max(shape, default=0) > MAXIMUM_ELEMENTS or prod(shape) > MAXIMUM_ELEMENTS
+    if len(shape) > MAXIMUM_DIMENSIONS or too_many:
+        raise ValueError(f"the shape {list(shape)!r:.80} is too large")
+    return shape
 
 
 def _strings(values: Any) -> tuple[str, ...]:
-    return tuple(_typed(value, str) for value in values)
+    return tuple(_name(value) for value in _typed(values, list))
+
+
+def _name(value: Any) -> str:
+    """A name that is safe to print: no control characters, not too long."""
+    text = _typed(value, str)
+    if not 0 < len(text) <= MAXIMUM_NAME_CHARACTERS or not text.isprintable():
+        raise ValueError(
+            f"{text!r:.80} is no name of 1 to {MAXIMUM_NAME_CHARACTERS} printable characters"
+        )
+    return text
+
+
+def _dtype(value: Any) -> str:
+    if value not in DTYPES:
+        raise ValueError(f"the dtype {value!r:.80} is not one of {', '.join(DTYPES)}")
+    return str(value)
+
+
+def _setting(value: Any) -> float | bool:
+    return value if type(value) is bool else _number(value)
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {_name(key): float(_number(value)) for key, value in values.items()}
+
+
+def _number(value: Any) -> float:
+    """An integer or a float as it stands, since the manifest's bytes depend on which it is."""
+    if type(value) not in (int, float) or not isfinite(value):
+        raise ValueError(f"{value!r:.80} is not a finite number")
+    number: float = value
+    return number

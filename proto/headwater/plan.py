@@ -173,7 +173,8 @@ def _check_member(name: str, size_bytes: int) -> None:
 
 def _directory_reader(path: Path) -> Callable[[str], bytes]:
     def read(name: str) -> bytes:
-        return _read_file(path / name, MAXIMUM_MEMBER_BYTES)
+        limit = MAXIMUM_MANIFEST_BYTES if name == MANIFEST else MAXIMUM_MEMBER_BYTES
+        return _read_file(path / name, limit)
 
     return read
 
@@ -197,7 +198,7 @@ def _zip_reader(path: Path) -> Callable[[str], bytes]:
                 return archive.read(name)
         except OSError as error:
             raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
-        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
             raise PlanError(f"{path}: is damaged or not a plan: {error}") from error
 
     return read

@@ -5,11 +5,12 @@ stated here and named in the message of the check that fails.
 """
 
 from collections.abc import Iterator
+from math import prod
 
 from google.protobuf.message import DecodeError
 
 from headwater.errors import PlanError
-from headwater.graph.onnx_view_pb2 import GraphView, ModelView, TensorView
+from headwater.graph.onnx_view_pb2 import AttributeView, GraphView, ModelView, TensorView
 from headwater.manifest import Manifest
 
 OPSETS = range(18, 24)
@@ -23,6 +24,8 @@ MAXIMUM_CONSTANT_BYTES = 16 * 2**20
 """Constants of one graph together: weights are inputs, so these are masks, axes and shapes."""
 
 _EXTERNAL = 1
+_FLATBUFFER_MARK = b"ORTM"
+"""At bytes 4 to 8 it makes onnxruntime read another format, in which nothing here was checked."""
 
 OPERATORS = frozenset(
     """
@@ -46,6 +49,8 @@ def check_graph(data: bytes, member: str) -> None:
     """
     if len(data) > MAXIMUM_GRAPH_BYTES:
         raise PlanError(f"graph {member} has {len(data)} bytes; the limit is {MAXIMUM_GRAPH_BYTES}")
+    if data[4:8] == _FLATBUFFER_MARK:
+        raise PlanError(f"graph {member} is in onnxruntime's own format; plans hold ONNX files")
     try:
         model = ModelView.FromString(data)
     except DecodeError as error:
@@ -71,19 +76,18 @@ def check_graph(data: bytes, member: str) -> None:
         raise PlanError(f"graph {member} has no nodes: it is not an ONNX file, or is damaged")
 
 
-def check_memory(manifest: Manifest, available_bytes: int, batch_size: int | None = None) -> None:
-    """Refuse a plan whose declared peak memory is more than a device has.
+def check_memory(manifest: Manifest, batch_size: int, memory_bytes: int) -> None:
+    """Refuse a step that is estimated to need more memory than a device has.
 
     Raises:
         PlanError: with both figures.
     """
-    size = manifest.batch_size if batch_size is None else batch_size
-    needed = manifest.peak_memory_bytes.total(size)
-    if needed > available_bytes:
+    needed = manifest.peak_memory_bytes.total(batch_size)
+    if needed > memory_bytes:
         raise PlanError(
-            f"plan {manifest.name!r} needs {needed / 2**20:.0f} MiB for batches of {size}; this "
-            f"device offers {available_bytes / 2**20:.0f} MiB: give the client more memory, or use "
-            "a smaller batch size"
+            f"a step of plan {manifest.name!r} with batch size {batch_size} needs about "
+            f"{needed / 2**20:,.0f} MiB of memory; this device has {memory_bytes / 2**20:,.0f} "
+            "MiB: use a smaller batch or a larger device"
         )
 
 
@@ -106,6 +110,8 @@ def _check_operator_sets(model: ModelView, member: str) -> None:
         )
     if model.functions:
         raise PlanError(f"graph {member} defines functions of its own, which plans may not")
+    if model.training_info:
+        raise PlanError(f"graph {member} holds training information, which plans may not")
 
 
 def _graphs(graph: GraphView, depth: int) -> Iterator[tuple[GraphView, int]]:
@@ -113,11 +119,10 @@ def _graphs(graph: GraphView, depth: int) -> Iterator[tuple[GraphView, int]]:
     yield graph, depth
     if depth > MAXIMUM_DEPTH:
         return
-    for node in graph.node:
-        for attribute in node.attribute:
-            inner = [attribute.g] if attribute.HasField("g") else []
-            for nested in [*inner, *attribute.graphs]:
-                yield from _graphs(nested, depth + 1)
+    for attribute in _attributes(graph):
+        inner = [attribute.g] if attribute.HasField("g") else []
+        for nested in [*inner, *attribute.graphs]:
+            yield from _graphs(nested, depth + 1)
 
 
 def _check_nodes(graph: GraphView, member: str) -> None:
@@ -135,7 +140,7 @@ def _check_nodes(graph: GraphView, member: str) -> None:
 
 
 def _checked_constant_bytes(graph: GraphView, member: str) -> int:
-    if graph.sparse_initializer:
+    if graph.sparse_initializer or any(map(_is_sparse, _attributes(graph))):
         raise PlanError(f"graph {member} holds a sparse constant, which plans may not")
     size = 0
     for tensor in _tensors(graph):
@@ -143,14 +148,27 @@ def _checked_constant_bytes(graph: GraphView, member: str) -> int:
             raise PlanError(
                 f"graph {member} refers to data outside of its file, which plans may not"
             )
+        if min(tensor.dims, default=0) < 0 or prod(tensor.dims) > len(tensor.raw_data):
+            raise PlanError(
+                f"graph {member} holds a constant of shape {list(tensor.dims)[:8]} with "
+                f"{len(tensor.raw_data)} raw bytes: too few for its values"
+            )
         size += len(tensor.raw_data)
     return size
 
 
 def _tensors(graph: GraphView) -> Iterator[TensorView]:
     yield from graph.initializer
+    for attribute in _attributes(graph):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+
+
+def _attributes(graph: GraphView) -> Iterator[AttributeView]:
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+        yield from node.attribute
+
+
+def _is_sparse(attribute: AttributeView) -> bool:
+    return attribute.HasField("sparse_tensor") or bool(attribute.sparse_tensors)

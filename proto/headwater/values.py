@@ -4,14 +4,20 @@ p.TENSOR state    f.TENSOR frozen    o.SLOT.TENSOR optimizer    x0.. inputs    y
 h.NAME hyperparameter    seed    loss    m.METRIC    output    new.NAME state after a step
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from headwater.batch import Array, Batch
+from headwater.errors import PlanError
 from headwater.layout import Weights
+from headwater.manifest import Manifest
 from headwater.plan import Plan
 
 _METRIC = "m."
+_NEW = "new."
+
+Value = TypeVar("Value", bound=Any)
+"""An array of NumPy or of torch: something with a shape and a dtype."""
 
 
 def batch_values(batch: Batch) -> dict[str, Array]:
@@ -34,10 +40,63 @@ def frozen_values(plan: Plan) -> dict[str, Array]:
     return {f"f.{name}": array for name, array in plan.frozen_tensors().items()}
 
 
+def evaluation_outputs(manifest: Manifest) -> set[str]:
+    """What the evaluation step of a plan gives."""
+    return {"loss", *(_METRIC + name for name in manifest.metrics)}
+
+
+def training_outputs(manifest: Manifest) -> set[str]:
+    """What the training step of a plan gives: all state anew, the loss and the metrics."""
+    layout = manifest.layout
+    tensors = layout.trainable + layout.float_buffers + layout.integer_buffers
+    state = {f"{_NEW}p.{spec.name}" for spec in tensors}
+    slots = {_NEW + slot.value_name for slot in manifest.optimizer.slots}
+    return state | slots | evaluation_outputs(manifest)
+
+
+def check_outputs(found: Iterable[str], expected: set[str], member: str) -> None:
+    """Refuse a step that gives less or more than its manifest promises.
+
+    Raises:
+        PlanError: with an output that is missing or unknown.
+    """
+    odd = sorted(set(found) ^ expected)
+    if odd:
+        raise PlanError(
+            f"plan member {member} lacks the output {odd[0]!r:.80} or should not have it: the plan "
+            "is damaged; compile it again"
+        )
+
+
+def updated(results: Mapping[str, Value], state: Mapping[str, Value]) -> dict[str, Value]:
+    """The state after a step, every value of the shape and dtype that it had before.
+
+    Raises:
+        PlanError: a value has another shape or dtype.
+    """
+    new = {name: results[_NEW + name] for name in state}
+    for name, before in state.items():
+        after = new[name]
+        if tuple(after.shape) != tuple(before.shape) or after.dtype != before.dtype:
+            raise PlanError(
+                f"the plan's step turns {name!r:.80} of shape {tuple(before.shape)} and "
+                f"{before.dtype} into shape {tuple(after.shape)} and {after.dtype}: compile the "
+                "plan again, or don't trust where it came from"
+            )
+    return new
+
+
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
-    """`loss` and metrics of a step, under the names that people use."""
-    return {
-        name.removeprefix(_METRIC): float(value)
-        for name, value in results.items()
-        if name == "loss" or name.startswith(_METRIC)
-    }
+    """`loss` and metrics of a step, under the names that people use.
+
+    Raises:
+        PlanError: one of them is not a single number.
+    """
+    found = {n: v for n, v in results.items() if n == "loss" or n.startswith(_METRIC)}
+    for name, value in found.items():
+        if tuple(value.shape) or value.dtype.kind not in "fiub":
+            raise PlanError(
+                f"the plan's step gives {name!r:.80} of shape {tuple(value.shape)} and "
+                f"{value.dtype}, not one number: compile the plan again"
+            )
+    return {name.removeprefix(_METRIC): float(value) for name, value in found.items()}

@@ -132,6 +132,47 @@ def test_memory_is_compared_with_the_device() -> None:
     manifest = compiled("lenet").manifest
     peak: Callable[[int], int] = manifest.peak_memory_bytes.total
     assert 3 * 16 * 16 * 4 * 8 < peak(8) < 10 * 2**20
-    check_memory(manifest, peak(8))
-    with pytest.raises(PlanError, match=r"'lenet' needs \d+ MiB for batches of 64; this device"):
-        check_memory(manifest, peak(8), batch_size=64)
+    check_memory(manifest, 8, peak(8))
+    with pytest.raises(PlanError, match=r"'lenet' with batch size 64 needs about \d+ MiB .* use a"):
+        check_memory(manifest, 64, peak(8))
+
+
+def test_the_format_of_onnxruntime_itself_is_refused() -> None:
+    """It would be read as a flatbuffer, and nothing of what was checked would be what runs."""
+    polyglot = b"\x08\x09\x12\x03ORT\x4d\x00\x00\x00\x00" + model().SerializeToString()
+    assert plan_checks.ModelView.FromString(polyglot).graph.node
+    with pytest.raises(PlanError, match="onnxruntime's own format"):
+        check_graph(polyglot, "train.onnx")
+
+
+@pytest.mark.parametrize("field", ["sparse_tensor", "sparse_tensors"])
+def test_sparse_constants_in_a_node_are_refused(field: str) -> None:
+    node = helper.make_node("Constant", [], ["y"])
+    sparse = onnx.SparseTensorProto(dims=[1])
+    sparse.values.data_location = TensorProto.EXTERNAL
+    sparse.values.external_data.add(key="location", value="/etc/passwd")
+    attribute = node.attribute.add(name="sparse_value")
+    if field == "sparse_tensor":
+        attribute.sparse_tensor.CopyFrom(sparse)
+    else:
+        attribute.sparse_tensors.append(sparse)
+    refused(model(node), "sparse constant")
+
+
+def test_training_information_is_refused() -> None:
+    bad = model()
+    bad.training_info.add().algorithm.name = "t"
+    refused(bad, "holds training information")
+
+
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+@pytest.mark.parametrize("dims", [[2**40], [2**31, 2**31], [-1], [3]])
+def test_a_constant_must_bring_its_values(place: str, dims: list[int]) -> None:
+    tensor = TensorProto(name="c", dims=dims, data_type=TensorProto.FLOAT, raw_data=b"\0\0")
+    tensor.int64_data.extend([1, 2, 3])
+    bad = model()
+    if place == "initializer":
+        bad.graph.initializer.append(tensor)
+    else:
+        bad = model(helper.make_node("Constant", [], ["y"], value=tensor))
+    refused(bad, "too few for its values")

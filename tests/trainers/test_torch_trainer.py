@@ -17,7 +17,7 @@ from headwater.aten_json import read_graph, write_graph
 from headwater.batch import Batch
 from headwater.errors import DataError, MissingExtraError, PlanError, UsageError
 from headwater.plan import Plan
-from headwater.values import batch_values, state_values
+from headwater.values import batch_values, state_values, training_outputs
 from tests.zoo import ZOO, batch
 
 PlanOf = Callable[[str], Plan]
@@ -42,7 +42,8 @@ class ChangedPlan(Plan):
 
 def changed(plan: Plan, *nodes: AtenNode, inputs: tuple[str, ...] = ("x0",)) -> Plan:
     last = Reference(len(inputs) + len(nodes) - 1)
-    return ChangedPlan(plan, AtenGraph(inputs, (), nodes, (("loss", last),)))
+    outputs = tuple((name, last) for name in sorted(training_outputs(plan.manifest)))
+    return ChangedPlan(plan, AtenGraph(inputs, (), nodes, outputs))
 
 
 def test_auto_takes_a_gpu_where_there_is_one(plan_of: PlanOf) -> None:

@@ -33,6 +33,7 @@ class ModelView(_message.Message):
     IR_VERSION_FIELD_NUMBER: _builtins.int
     GRAPH_FIELD_NUMBER: _builtins.int
     OPSET_IMPORT_FIELD_NUMBER: _builtins.int
+    TRAINING_INFO_FIELD_NUMBER: _builtins.int
     FUNCTIONS_FIELD_NUMBER: _builtins.int
     ir_version: _builtins.int
     @_builtins.property
@@ -40,6 +41,10 @@ class ModelView(_message.Message):
     @_builtins.property
     def opset_import(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatorSetView]:
         """Versions of the operator sets in use, one for each domain."""
+
+    @_builtins.property
+    def training_info(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingView]:
+        """Training graphs in a form of ONNX's own. Plans have none."""
 
     @_builtins.property
     def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FunctionView]:
@@ -51,11 +56,12 @@ class ModelView(_message.Message):
         ir_version: _builtins.int = ...,
         graph: Global___GraphView | None = ...,
         opset_import: _abc.Iterable[Global___OperatorSetView] | None = ...,
+        training_info: _abc.Iterable[Global___TrainingView] | None = ...,
         functions: _abc.Iterable[Global___FunctionView] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["functions", b"functions", "graph", b"graph", "ir_version", b"ir_version", "opset_import", b"opset_import"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["functions", b"functions", "graph", b"graph", "ir_version", b"ir_version", "opset_import", b"opset_import", "training_info", b"training_info"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,6 +173,8 @@ class AttributeView(_message.Message):
     G_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     GRAPHS_FIELD_NUMBER: _builtins.int
+    SPARSE_TENSOR_FIELD_NUMBER: _builtins.int
+    SPARSE_TENSORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     @_builtins.property
     def t(self) -> Global___TensorView: ...
@@ -176,6 +184,12 @@ class AttributeView(_message.Message):
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorView]: ...
     @_builtins.property
     def graphs(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphView]: ...
+    @_builtins.property
+    def sparse_tensor(self) -> Global___SparseTensorView:
+        """Sparse constants. Plans have none."""
+
+    @_builtins.property
+    def sparse_tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___SparseTensorView]: ...
     def __init__(
         self,
         *,
@@ -184,10 +198,12 @@ class AttributeView(_message.Message):
         g: Global___GraphView | None = ...,
         tensors: _abc.Iterable[Global___TensorView] | None = ...,
         graphs: _abc.Iterable[Global___GraphView] | None = ...,
+        sparse_tensor: Global___SparseTensorView | None = ...,
+        sparse_tensors: _abc.Iterable[Global___SparseTensorView] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "t", b"t"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "sparse_tensor", b"sparse_tensor", "t", b"t"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "graphs", b"graphs", "name", b"name", "t", b"t", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "graphs", b"graphs", "name", b"name", "sparse_tensor", b"sparse_tensor", "sparse_tensors", b"sparse_tensors", "t", b"t", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -250,6 +266,28 @@ class SparseTensorView(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SparseTensorView: _TypeAlias = SparseTensorView  # noqa: Y015
+
+@_typing.final
+class TrainingView(_message.Message):
+    """A training graph (TrainingInfoProto); its presence is enough to refuse it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INITIALIZATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def initialization(self) -> Global___GraphView: ...
+    def __init__(
+        self,
+        *,
+        initialization: Global___GraphView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["initialization", b"initialization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initialization", b"initialization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingView: _TypeAlias = TrainingView  # noqa: Y015
 
 @_typing.final
 class EntryView(_message.Message):
