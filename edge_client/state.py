@@ -50,16 +50,17 @@ def held_state(path: Path) -> Iterator[StateDirectory]:
     state = StateDirectory(path)
     make_folder(path)
     with disk_errors(state.lock):
-        lock = state.lock.open("a+")
+        # Without a buffer, which would be written again when the file is closed.
+        lock = state.lock.open("a+b", buffering=0)
     with lock:
         if not _locked(lock.fileno()):
             raise HeldError(
                 f"{path} is in use by the headwater-client process {_holder(state)}: stop it, or "
                 "give this one a state directory of its own with --state"
             )
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with disk_errors(state.lock):
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
         yield state
 
 
