@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 # gRPC's core writes to standard error by itself, and reads this when it is first imported. What
 # matters of it comes as an error of a call, too.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 try:
     VERSION = version("headwater")
