@@ -1,11 +1,14 @@
 """Clients that are killed, cloned, or bound to bad data: the round goes on with the others."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from headwater.errors import DisplacedError
+from headwater.v1 import fleet_pb2 as pb
 from tests.system.fleet import Fleet
 from tests.system.processes import eventually
 from tests.system.training import write_examples
@@ -70,27 +73,21 @@ def test_two_clients_with_one_identity(fleet: Fleet) -> None:
     fleet.client("copy")
     original.wait_line("two devices share one identity")
     fleet.attending("bystander", "copy")
-
-    def reported() -> bool:
-        clients = fleet.control.list_clients().clients
-        return any(one.displaced_count for one in clients)
-
     job = fleet.submit(count=2)
     fleet.finish(job)
-    assert fleet.clients["copy"].alive
-    assert original.alive
-    # It stays away for minutes now, so another process of the same copy plays its return.
-    rival = fleet.device(
-        "original",
-        client_id=next(
-            one.client_id for one in fleet.control.list_clients().clients if one.name == "copy"
-        ),
+    assert set(fleet.ledger(job, 2)) == {"bystander", "copy"}
+    # The displaced process stays away for a minute: a device plays its return.
+    status = json.loads((fleet.state("original") / "status.json").read_text())
+    returning = fleet.device(
+        "original", client_id=status["client_id"], instance_id=status["instance_id"]
     )
-    first = rival.attend()
-    fleet.clients["copy"].wait_line("two devices share one identity")
-    assert first
-    assert {row.state for row in fleet.ledger(job).values()} == {"accepted"}
-    assert not reported() or "another device was seen" in fleet.cli("clients", "list").out
+    error = returning.open(pb.AttendRequest(hello=returning.hello)).end()
+    assert isinstance(error, DisplacedError)
+    shown = {one["name"]: one["displaced_count"] for one in fleet.json("clients", "list")}
+    assert shown == {"bystander": 0, "copy": 1}
+    assert "another device was seen under its identity 1 times" in fleet.cli("clients", "list").out
+    fleet.finish(fleet.submit(count=1))
+    assert original.alive
 
 
 def bad_files(folder: Path) -> dict[str, tuple[str, list[str]]]:
@@ -111,7 +108,7 @@ def bad_files(folder: Path) -> dict[str, tuple[str, list[str]]]:
     return {
         "missing": (str(folder / "absent.npz"), ["absent.npz", "no such file"]),
         "torn": (str(folder / "torn.npz"), ["torn.npz", "cannot be read as .npz"]),
-        "columns": (write("columns", a=points, b=labels), ["columns.npz", "'x'", "a, b"]),
+        "columns": (write("columns", a=points, b=labels), ["columns.npz", "'a', 'b'"]),
         "shape": (write("shape", x=points[:, :4], y=labels), ["shape.npz", "x", "4", "6"]),
         "type": (write("type", x=points, y=labels + 0.5), ["type.npz", "y"]),
         "label": (write("label", x=points, y=wild), ["label.npz", "y", "row 17", "9"]),
