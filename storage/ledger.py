@@ -113,6 +113,7 @@ def end_all(
             fate = fates.get(row.id, default)
             move(row, fate.state, fate.reason, now)
             row.evidence = fate.evidence
+            row.bytes_down = max(row.bytes_down, fate.bytes_down)
             if fate.state is AssignmentState.REJECTED:
                 record_rejection(session, row, now)
     return ledger

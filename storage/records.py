@@ -291,11 +291,15 @@ class AssignmentFacts(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """How an assignment ends when its round does."""
+    """How an assignment ends when its round does.
+
+    `bytes_down`: what was sent for it so far, for the round's total.
+    """
 
     state: AssignmentState
     reason: str
     evidence: str | None = None
+    bytes_down: int = 0
 
 
 @dataclass(frozen=True, slots=True)

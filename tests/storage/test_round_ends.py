@@ -1,0 +1,35 @@
+"""How assignments end with their round, whatever memory believed of them. Over both databases."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from storage import rounds
+from storage.records import AssignmentState, Fate, RoundRecord
+from tests.storage.world import World
+
+A = AssignmentState
+
+
+@pytest.fixture
+def fleet(world: World) -> World:
+    world.client("b")
+    world.client("a")
+    return world
+
+
+def abandon(world: World, step: RoundRecord, fates: Mapping[int, Fate]) -> RoundRecord:
+    return world.write(
+        lambda s: rounds.abandon(
+            s, round_id=step.id, reason="too few", fates=fates, now=world.tick()
+        )
+    )
+
+
+def test_bytes_down_count_for_assignments_that_ended_without_an_update(fleet: World) -> None:
+    step = fleet.open_round(fleet.job())
+    first, second = (one.id for one in step.assignments)
+    fleet.accept(first)  # 50 bytes down
+    ended = abandon(fleet, step, {second: Fate(A.RELEASED, "complete", bytes_down=70)})
+    assert ended.bytes_down == 120
+    assert [one.bytes_down for one in ended.assignments] == [50, 70]
