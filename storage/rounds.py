@@ -33,7 +33,7 @@ from storage.schema import (
     Participant,
     Round,
 )
-from storage.transitions import UNFINISHED_ROUNDS, check_transition
+from storage.transitions import UNFINISHED_ASSIGNMENTS, UNFINISHED_ROUNDS, check_transition
 from storage.views import round_records, select_rounds
 
 
@@ -249,6 +249,16 @@ def unfinished(session: Session, *, job_id: int) -> RoundRecord | None:
     rows = session.execute(query.order_by(Round.id)).all()
     records = round_records(session, rows, ledger=True)
     return records[0] if records else None
+
+
+def pending_assignments(session: Session) -> set[int]:
+    """The ids of the assignments that may still bring an update, over all jobs."""
+    query = (
+        select(Assignment.id)
+        .join(Round, Round.id == Assignment.round_id)
+        .where(Round.state.in_(UNFINISHED_ROUNDS), Assignment.state.in_(UNFINISHED_ASSIGNMENTS))
+    )
+    return set(session.scalars(query))
 
 
 def get(session: Session, *, round_id: int) -> RoundRecord:

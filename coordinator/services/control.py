@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from coordinator.engine.engine import Engine
 from coordinator.services import messages, queries
 from coordinator.services.checks import checked_digest
+from coordinator.services.spool import store_path
 from coordinator.services.submission import PIN_HOLDER, submit_job
 from headwater.errors import UpdateError, UsageError
 from headwater.v1 import control_pb2, control_pb2_grpc
@@ -54,7 +55,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         first = await anext(requests, None)
         digest = checked_digest(first.digest if first else "")
         await self._pin([digest])
-        path = self._world.spool / f"store-{digest}-{id(context):x}.part"
+        path = store_path(self._world.spool, digest, id(context))
         try:
             size_bytes = await self._receive(path, digest, first, requests)
             await self._world.work(self._world.blobs.adopt, path, digest)

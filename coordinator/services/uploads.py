@@ -11,6 +11,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import is_digest
+from coordinator.services.spool import upload_path
 from coordinator.services.upload import Upload
 from headwater.errors import ConflictError, NotFoundError, UpdateError
 from headwater.updates import encoding_named, maximum_update_bytes
@@ -244,7 +245,7 @@ class Uploads:
         return Upload(path, run.layout, encoding_named(offer.encoding), offer.digest)
 
     def _path(self, assignment_id: int, digest: str) -> Path:
-        return self._world.spool / f"{assignment_id}-{digest}.part"
+        return upload_path(self._world.spool, assignment_id, digest)
 
 
 def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
