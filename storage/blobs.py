@@ -31,15 +31,27 @@ def register(session: Session, *, digest: str, size_bytes: int, kind: str, now: 
 
 
 def pin(session: Session, *, digest: str, holder: str, now: datetime) -> None:
-    """Keep a blob, there or about to be written, from collection until `holder` unpins it."""
-    if session.get(BlobPin, (digest, holder)) is None:
+    """Keep a blob, there or about to be written, from collection until `holder` unpins it.
+
+    Doing it again begins its time for `expire_pins` anew.
+    """
+    held = session.get(BlobPin, (digest, holder))
+    if held is None:
         session.add(BlobPin(digest=digest, holder=holder, since=now))
-        session.flush()
+    else:
+        held.since = now
+    session.flush()
 
 
 def unpin(session: Session, *, digest: str, holder: str) -> None:
     """End one pin. Doing it again changes nothing."""
     session.execute(delete(BlobPin).where(BlobPin.digest == digest, BlobPin.holder == holder))
+
+
+def expire_pins(session: Session, *, holder: str, before: datetime) -> int:
+    """End the pins of a holder that began before a time, and return how many: it gave them up."""
+    old = delete(BlobPin).where(BlobPin.holder == holder, BlobPin.since < before)
+    return session.connection().execute(old).rowcount
 
 
 def unpin_all(session: Session, *, holder: str) -> None:

@@ -180,3 +180,30 @@ def test_a_free_blob_goes_in_batches(world: World, store: BlobDirectory) -> None
         )
     assert run(world, store) == CollectionReport(0, count, count, 0)
     assert list(store.digests()) == []
+
+
+def test_old_pins_of_a_holder_expire(world: World, store: BlobDirectory) -> None:
+    old, fresh, other = (store.write(text) for text in (b"old", b"fresh", b"other"))
+    for digest, holder, minutes in (
+        (old, "submission", 0),
+        (fresh, "submission", 50),
+        (other, "coordinator", 0),
+    ):
+        since = START + timedelta(minutes=minutes)
+        world.write(partial(blobs.pin, digest=digest, holder=holder, now=since))
+    before = START + timedelta(minutes=30)
+    expire = partial(blobs.expire_pins, holder="submission", before=before)
+    assert (world.write(expire), world.write(expire)) == (1, 0)
+    kept = [
+        one for one in (old, fresh, other) if world.read(partial(blobs.is_referenced, digest=one))
+    ]
+    assert kept == [fresh, other]
+
+
+def test_a_pin_taken_again_is_as_young_as_that(world: World) -> None:
+    digest = "0" * 64
+    for minutes in (0, 50):
+        since = START + timedelta(minutes=minutes)
+        world.write(partial(blobs.pin, digest=digest, holder="submission", now=since))
+    before = START + timedelta(minutes=30)
+    assert world.write(partial(blobs.expire_pins, holder="submission", before=before)) == 0
