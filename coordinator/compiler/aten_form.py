@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 
+from coordinator.compiler.places import place
 from headwater.aten import (
     MAXIMUM_CONSTANT_BYTES,
     Argument,
@@ -138,13 +139,13 @@ def _use_new_statistics(
     graph: fx.Graph, norm: fx.Node, statistics: tuple[fx.node.Argument, ...]
 ) -> None:
     order = {node: position for position, node in enumerate(graph.nodes)}
-    for place, old in enumerate(statistics):
+    for index, old in enumerate(statistics):
         if not isinstance(old, fx.Node):
             raise CompileError(
                 "a batch norm keeps its running statistics outside the model's state"
             )
         with graph.inserting_after(norm):
-            new = graph.call_function(operator.getitem, (norm, 3 + place))
+            new = graph.call_function(operator.getitem, (norm, 3 + index))
         old.replace_all_uses_with(
             new, delete_user_cb=lambda user: order.get(user, -1) > order[norm]
         )
@@ -189,9 +190,9 @@ def _refuse_unsupported(graph: fx.Graph) -> None:
             continue
         name = _operator_name(node)
         if name not in OPERATORS:
-            wrong.setdefault(name, _place(node))
+            wrong.setdefault(name, place(node))
     if wrong:
-        listed = ", ".join(f"{name}{place}" for name, place in sorted(wrong.items()))
+        listed = ", ".join(f"{name} {where}" for name, where in sorted(wrong.items()))
         raise CompileError(
             f"the training step uses operators that devices do not run: {listed}. Write this part "
             "of the model, loss or metric with other torch functions"
@@ -202,12 +203,6 @@ def _operator_name(node: fx.Node) -> str:
     if isinstance(node.target, OpOverload):
         return str(node.target)
     return _NUMBER_FUNCTIONS.get(node.target, f"{node.op} {node.target}")  # type: ignore[arg-type]
-
-
-def _place(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values()]
-    return f" (in module {paths[-1]})" if paths and paths[-1] else ""
 
 
 class _Writer:

@@ -18,7 +18,8 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from coordinator.compiler.onnx_graph import NUMPY_OF_TORCH, GraphBuilder, element_type
-from coordinator.compiler.trace import TracedStep, place
+from coordinator.compiler.places import place
+from coordinator.compiler.trace import TracedStep
 from headwater.errors import CompileError
 
 BATCH = "batch"

@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from coordinator.compiler import step as steps
+from coordinator.compiler.places import author_line
 from coordinator.compiler.state import ModelState
 from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
-from coordinator.compiler.trace import TracedStep, author_line
+from coordinator.compiler.trace import TracedStep
 from headwater.batch import Array, Batch
 from headwater.errors import CompileError, PlanError
 from headwater.graph_runtime import open_session, run_session

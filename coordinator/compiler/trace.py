@@ -6,19 +6,17 @@ traced graph serves both lowerings: as it is for torch (native backward kernels)
 further, for ONNX.
 """
 
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     GuardOnDataDependentSymNode,
@@ -27,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from coordinator.compiler.aten_form import functional
+from coordinator.compiler.places import PlaceKeepingInterpreter, Places, author_line, place
 from headwater.errors import CompileError
 
 TRACE_BATCH_SIZE = 11
@@ -89,7 +88,7 @@ def trace_step(
 ) -> TracedStep:
     """Trace `step` over tensors that look like `examples`; `batched` names have a batch dimension.
 
-    `modules` is the author's model: operators remember the path of the module that called them.
+    `modules` is the author's model: operators remember the module and the line that called them.
 
     Raises:
         CompileError: control flow that depends on data, a fixed batch size, operators that draw
@@ -105,8 +104,8 @@ def trace_step(
     shapes = ShapeEnv()
     mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
     fakes = [_fake(mode, tensor, name in batched) for name, tensor in examples.items()]
-    paths = _ModulePaths(modules)
-    with _explained(paths), _quiet(), mode, paths:
+    places = Places(modules)
+    with _explained(places), _quiet(), mode, places:
         module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
     if batched:
         _check_batch(fakes[list(examples).index(batched[0])])
@@ -122,7 +121,7 @@ def decompose(step: TracedStep, table: Mapping[Any, Callable[..., Any]]) -> Trac
     values = [node.meta["val"] for node in step.placeholders]
     mode = next(value.fake_mode for value in values)
     with _quiet(), mode:
-        interpreter = _PathKeepingInterpreter(step.module)
+        interpreter = PlaceKeepingInterpreter(step.module)
         traced = make_fx(
             lambda *tensors: interpreter.run(*tensors, enable_io_processing=False),
             decomposition_table=dict(table), tracing_mode="real", _allow_non_fake_inputs=True,
@@ -134,83 +133,6 @@ def decompose(step: TracedStep, table: Mapping[Any, Callable[..., Any]]) -> Trac
                 "a decomposition of ours fixes the batch size: please report this model"
             )
     return TracedStep(traced, step.inputs, step.outputs)
-
-
-def module_path(node: fx.Node) -> str:
-    """The dotted path of the module that called an operator, or an empty string."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return next(reversed(stack.values()))[0] if stack else ""
-
-
-def place(node: fx.Node) -> str:
-    """Where in the author's model an operator sits, for messages."""
-    path = module_path(node)
-    return f"in module {path!r}" if path else "in the model's own forward, the loss or a metric"
-
-
-class _Stamper:
-    """Marks the nodes that a trace adds with the module path that was current."""
-
-    def __init__(self) -> None:
-        self.last: fx.Node | None = None
-
-    def stamp(self, path: str) -> None:
-        proxy = get_proxy_mode()
-        if proxy is None:
-            return
-        graph = proxy.tracer.graph
-        node = self.last.next if self.last is not None else next(iter(graph.nodes), graph._root)
-        while node is not graph._root:
-            if path:
-                node.meta["nn_module_stack"] = {path: (path, "")}
-            self.last, node = node, node.next
-
-
-class _ModulePaths:
-    """Forward hooks on every submodule, which follow where the author's code is."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._paths = [""]
-        self._stamper = _Stamper()
-        self._handles: list[Any] = []
-        self._model = model
-
-    def __enter__(self) -> None:
-        for path, module in self._model.named_modules():
-            self._handles += [
-                module.register_forward_pre_hook(lambda *_, path=path: self._enter(path)),
-                module.register_forward_hook(lambda *_: self._leave()),
-            ]
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    @property
-    def current(self) -> str:
-        """` in module 'PATH'`, where an error left the author's code, or nothing."""
-        return f" in module {self._paths[-1]!r}" if self._paths[-1] else ""
-
-    def _enter(self, path: str) -> None:
-        self._stamper.stamp(self._paths[-1])
-        self._paths.append(path)
-
-    def _leave(self) -> None:
-        self._stamper.stamp(self._paths.pop())
-
-
-class _PathKeepingInterpreter(fx.Interpreter):
-    """Runs a graph under a tracer and hands each node's module path to the nodes it becomes."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self._stamper = _Stamper()
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and stamp what it became."""
-        result = super().run_node(n)
-        self._stamper.stamp(module_path(n))
-        return result
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, batched: bool) -> Tensor:
@@ -269,14 +191,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(paths: _ModulePaths) -> Iterator[None]:
+def _explained(places: Places) -> Iterator[None]:
     """Turns what torch raises while it traces into an error that names the author's line."""
     try:
         yield
     except CompileError as error:
-        raise CompileError(f"{error}{paths.current}{author_line(error)}") from error
+        raise CompileError(f"{error}{places.current}{author_line(error)}") from error
     except Exception as error:
-        where = paths.current + author_line(error)
+        where = places.current + author_line(error)
         if _depends_on_data(error):
             raise CompileError(
                 "the model, loss or metric branches on the values of a tensor (if, while, int(), "
@@ -296,12 +218,3 @@ def _depends_on_data(error: BaseException) -> bool:
         or bool(names & {"DataDependentOutputException", "DynamicOutputShapeException"})
         or "data-dependent" in str(error).lower()
     )
-
-
-def author_line(error: BaseException) -> str:
-    """` at FILE:LINE`: the innermost frame outside of torch and this project, or nothing."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((*ours, "<")) and "importlib" not in frame.filename:
-            return f" at {frame.filename}:{frame.lineno}"
-    return ""

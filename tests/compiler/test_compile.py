@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,11 @@ from tests.zoo import ZOO, batch
 
 FEATURES = TensorSignature("features", (20,), "float32")
 LABEL = TensorSignature("label", (), "int64")
+TOKENS = TensorSignature("tokens", (4,), "int64")
+
+
+def embedding_of_11_rows() -> nn.Module:
+    return nn.Sequential(nn.Embedding(11, 2), nn.Flatten(), nn.Linear(8, 5))
 
 
 def compile_features(model: nn.Module, **changed: Any) -> CompiledPlan:
@@ -42,11 +48,22 @@ class Body(nn.Module):
         return self.body(self, features)
 
 
-@pytest.mark.parametrize("name", ["resnet", "dropout"])
-def test_compiling_twice_gives_the_same_bytes(name: str) -> None:
-    again = compile_case(ZOO[name], name)
-    assert again.digest == compiled(name).digest
-    assert again.members == compiled(name).members
+def small_image_model() -> nn.Module:
+    """State of every kind: weights, running statistics, a counter; and dropout."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 2, 3, 4), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5),
+        nn.Linear(32, 5),
+    )  # fmt: skip
+
+
+def test_compiling_twice_gives_the_same_bytes() -> None:
+    one, two = (
+        compile_case(ZOO["resnet"], "twice", model=small_image_model(), batch_size=3)
+        for _ in range(2)
+    )
+    assert one.digest == two.digest
+    assert one.members == two.members
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -76,7 +93,7 @@ def test_every_zoo_model_has_all_members(name: str) -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model = ZOO["resnet"].build().eval()
+    model = small_image_model().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     compile_case(ZOO["resnet"], "resnet", model=model)
     assert not model.training
@@ -95,8 +112,7 @@ def test_progress_is_told_in_words() -> None:
 def test_bounds_come_from_the_model() -> None:
     manifest = compiled("transformer").manifest
     assert manifest.targets[0].maximum == 11
-    unbounded = [TensorSignature("tokens", (6,), "int64")]
-    found = compile_case(ZOO["transformer"], "t", inputs=unbounded).manifest
+    found = compile_features(embedding_of_11_rows(), inputs=[TOKENS]).manifest
     assert found.inputs[0].maximum == 11
 
 
@@ -197,17 +213,22 @@ def test_gradients_then_apply_is_train(name: str) -> None:
 REFUSED: dict[str, tuple[Callable[[Body, Tensor], Any], str]] = {
     "noise": (
         lambda m, x: m.linear(x + torch.randn_like(x)),
-        r"aten.randn_like.default .* draws random numbers: only dropout",
+        r"aten.randn_like.default .* at .*test_compile.py:\d+ draws random numbers: only dropout",
     ),
     "control flow": (
         lambda m, x: m.linear(x) if x.sum() > 0 else -m.linear(x),
         r"branches on the values of a tensor.* at .*test_compile.py:\d+: .*torch.where",
     ),
-    "item": (lambda m, x: m.linear(x) * x.max().item(), r"value of a tensor leaves the graph"),
+    "item": (
+        lambda m, x: m.linear(x) * x.max().item(),
+        r"value of a tensor leaves the graph .*test_compile.py:\d+ \(",
+    ),
     "fixed batch": (
         lambda m, x: m.linear(x) * (1 if x.shape[0] == 11 else 2), "fixes the batch size",
     ),
-    "half": (lambda m, x: m.linear(x.half().float()), r"computes in torch.float16"),
+    "half": (
+        lambda m, x: m.linear(x.half().float()), r"test_compile.py:\d+ computes in torch.float16",
+    ),
     "tuple": (lambda m, x: (m.linear(x), x), r"the loss does not fit|output is"),
     "wrong shape": (lambda m, x: m.linear(x[:, :7]), "cannot be traced in module 'linear'"),
 }  # fmt: skip
@@ -225,9 +246,45 @@ def test_an_unsupported_operator_names_its_module() -> None:
         def forward(self, features: Tensor) -> Any:
             return torch.special.i0(features)
 
+    line = Odd.forward.__code__.co_firstlineno + 1
     model = nn.Sequential(nn.Linear(20, 5), nn.Sequential(nn.Tanh(), Odd()))
-    with pytest.raises(CompileError, match=r"aten.i0.default in module '1.1'.*not supported"):
+    with pytest.raises(
+        CompileError,
+        match=rf"aten.i0.default in module '1.1' at .*test_compile.py:{line}: .*not supp",
+    ):
         compile_features(model)
+
+
+def test_an_operator_in_the_authors_loss_has_its_line() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return torch.special.i0(output).mean()
+
+    line = loss.__code__.co_firstlineno + 1
+    with pytest.raises(CompileError, match=rf"the loss or a metric at .*test_compile.py:{line}: "):
+        compile_features(nn.Linear(20, 5), loss=loss, metrics=[])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ZeroPad2d((1, 2, 0, 1)), nn.ZeroPad2d((-1, 1, 0, 0)), nn.ConstantPad2d(1, 0.5),
+        nn.ReflectionPad2d((1, 3, 2, 0)), nn.ReplicationPad2d((2, 5, 0, 1)),
+        nn.CircularPad2d((1, 2, 3, 0)),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_padding_leaves_the_batch_size_open(layer: nn.Module) -> None:
+    image = TensorSignature("image", (2, 4, 4), "float32")
+    layer = copy.deepcopy(layer)
+    sizes = layer(torch.zeros(1, 2, 4, 4)).numel()
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), layer, nn.Flatten(), nn.Linear(sizes, 5))
+    plan = opened(compile_features(model, inputs=[image]))
+    graph = GraphRuntime(plan, "predict.onnx", threads=1)
+    state = {f"p.{n}": a for n, a in plan.layout.unflatten(plan.initial_weights()).items()}
+    for count in (1, 3):
+        found = graph.run({**state, "x0": np.ones((count, 2, 4, 4), np.float32)})["output"]
+        assert found.shape == (count, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -269,9 +326,9 @@ def test_losses_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
 
 
 def test_an_embedding_smaller_than_its_input_is_refused() -> None:
-    too_many = [TensorSignature("tokens", (6,), "int64", maximum=50)]
+    too_many = [TensorSignature("tokens", (4,), "int64", maximum=50)]
     with pytest.raises(CompileError, match=r"up to 49; the model's embedding has 11 rows"):
-        compile_case(ZOO["gru"], "gru", inputs=too_many)
+        compile_features(embedding_of_11_rows(), inputs=too_many)
 
 
 def test_the_gate_refuses_a_wrong_graph(monkeypatch: pytest.MonkeyPatch) -> None:
