@@ -96,8 +96,9 @@ def end_all(
 ) -> dict[int, Assignment]:
     """End each unfinished assignment of a round, by its fate if it has one; returns all of them.
 
-    Of those that have ended, only an accepted one still takes a fate: for others the first end
-    counts, since a client may decline or fail while its round's end is being decided.
+    Of those that have ended, only an accepted one still takes a fate, and only its rejection:
+    otherwise the first end counts, since an update may be accepted, and a client may decline or
+    fail, while its round's end is being decided.
 
     Raises:
         NotFoundError: a fate is for an assignment of another round.
@@ -108,13 +109,14 @@ def end_all(
         raise NotFoundError(f"round {step.number} has no assignments {strangers}")
     default = Fate(AssignmentState.EXPIRED, "no answer before the round ended")
     for row in ledger.values():
-        is_overruled = row.state == AssignmentState.ACCEPTED and row.id in fates
+        fate = fates.get(row.id, default)
+        is_rejected = fate.state is AssignmentState.REJECTED
+        is_overruled = row.state == AssignmentState.ACCEPTED and is_rejected
         if is_overruled or row.state in UNFINISHED_ASSIGNMENTS:
-            fate = fates.get(row.id, default)
             move(row, fate.state, fate.reason, now)
             row.evidence = fate.evidence
             row.bytes_down = max(row.bytes_down, fate.bytes_down)
-            if fate.state is AssignmentState.REJECTED:
+            if is_rejected:
                 record_rejection(session, row, now)
     return ledger
 

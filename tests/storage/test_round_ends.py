@@ -33,3 +33,19 @@ def test_bytes_down_count_for_assignments_that_ended_without_an_update(fleet: Wo
     ended = abandon(fleet, step, {second: Fate(A.RELEASED, "complete", bytes_down=70)})
     assert ended.bytes_down == 120
     assert [one.bytes_down for one in ended.assignments] == [50, 70]
+
+
+@pytest.mark.parametrize("state", [A.EXPIRED, A.RELEASED, A.FAILED, A.DECLINED])
+def test_only_a_rejection_overrules_an_acceptance(fleet: World, state: AssignmentState) -> None:
+    """An acceptance may be written after memory decided how its assignment ends."""
+    step = fleet.open_round(fleet.job())
+    first, second = (one.id for one in step.assignments)
+    fleet.accept(first)
+    fleet.accept(second)
+    rejected = Fate(A.REJECTED, "it diverged")
+    ended = abandon(fleet, step, {first: Fate(state, "it was late"), second: rejected})
+    assert [(one.state, one.reason) for one in ended.assignments] == [
+        (A.ACCEPTED, ""),
+        (A.REJECTED, "it diverged"),
+    ]
+    assert ended.accepted == 1
