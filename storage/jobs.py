@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from headwater.errors import ConflictError
 from storage import blobs, events
 from storage.names import free_name, slug, unknown
 from storage.records import JobRecord, JobState
-from storage.schema import Job, ModelVersion, Plan
-from storage.transitions import UNFINISHED_JOBS, check_transition
+from storage.schema import Job, ModelVersion, Plan, Round
+from storage.transitions import UNFINISHED_JOBS, UNFINISHED_ROUNDS, check_transition
 from storage.views import job_record, select_jobs
 
 
@@ -107,8 +107,12 @@ def set_state(
 
 
 def unfinished(session: Session) -> list[JobRecord]:
-    """The jobs that are queued, running or paused, oldest first."""
-    query = select_jobs().where(Job.state.in_(UNFINISHED_JOBS)).order_by(Job.id)
+    """The jobs that are queued, running or paused, oldest first, or that have a round to end.
+
+    A job may be cancelled and its coordinator stop before the round under way is abandoned.
+    """
+    has_round = exists().where(Round.job_id == Job.id, Round.state.in_(UNFINISHED_ROUNDS))
+    query = select_jobs().where(or_(Job.state.in_(UNFINISHED_JOBS), has_round)).order_by(Job.id)
     return [job_record(row) for row in session.execute(query)]
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from storage import rounds
-from storage.records import AssignmentState, Fate, RoundRecord
+from storage import jobs, rounds
+from storage.records import AssignmentState, Fate, JobState, RoundRecord
 from tests.storage.world import World
 
 A = AssignmentState
@@ -49,3 +49,12 @@ def test_only_a_rejection_overrules_an_acceptance(fleet: World, state: Assignmen
         (A.REJECTED, "it diverged"),
     ]
     assert ended.accepted == 1
+
+
+def test_a_job_that_was_cancelled_is_unfinished_until_its_round_has_ended(fleet: World) -> None:
+    job = fleet.job()
+    step = fleet.open_round(job)
+    fleet.state(job.reference, JobState.CANCELLED)
+    assert [one.reference for one in fleet.read(jobs.unfinished)] == [job.reference]
+    abandon(fleet, step, {})
+    assert fleet.read(jobs.unfinished) == []
