@@ -67,6 +67,10 @@ class ControlClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; calls under way fail."""
         self._channel.close()
 
     def submit(self, job_file: str | Path, plan: SendablePlan) -> control_pb2.Job:

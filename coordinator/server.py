@@ -14,17 +14,18 @@ from pathlib import Path
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 
+from coordinator.engine import rounds
 from coordinator.engine.attendance import Attendance
 from coordinator.engine.clock import Clock, SystemClock
 from coordinator.engine.engine import Engine
 from coordinator.engine.world import World
 from coordinator.housekeeping import housekeeping
+from coordinator.services import submission
 from coordinator.services.control import ControlService
 from coordinator.services.enrollment import EnrollmentService
 from coordinator.services.fleet import FleetService
-from coordinator.services.submission import PIN_HOLDER
 from coordinator.services.uploads import Uploads
-from headwater.errors import UnavailableError, UsageError
+from headwater.errors import HeldError, UnavailableError, UsageError
 from headwater.freed_memory import keep_freed_memory
 from headwater.status import StatusInterceptor
 from headwater.v1 import control_pb2_grpc, enrollment_pb2_grpc, fleet_pb2_grpc
@@ -96,17 +97,24 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings) as address:
+    async with running(settings) as (address, engine):
         durable_files.write(settings.data / ADDRESS_FILE, address.encode())
         _log.info("listening on %s, database %s", address, shown(settings.database))
-        await stop.wait()
+        endings = [asyncio.create_task(one.wait()) for one in (stop, engine.displaced)]
+        await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+        for one in endings:
+            one.cancel()
         _log.info("stopping")
+    if engine.displaced.is_set():
+        raise HeldError(f"another process has taken over the database {shown(settings.database)}")
     _log.info("stopped")
 
 
 @asynccontextmanager
-async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterator[str]:
-    """A coordinator in this event loop; yields the address that it listens on."""
+async def running(
+    settings: Settings, clock: Clock | None = None
+) -> AsyncIterator[tuple[str, Engine]]:
+    """A coordinator in this event loop; yields the address that it listens on, and its engine."""
     durable_files.make_folder(settings.data)
     holder = f"headwater serve --listen {settings.listen}"
     with (
@@ -126,26 +134,30 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
             threads=settings.threads,
             lease_seconds=settings.lease_seconds,
         )
-        await database.write(partial(blob_repository.unpin_all, holder=PIN_HOLDER))
+        for holder in (submission.PIN_HOLDER, rounds.PIN_HOLDER):  # a former process's
+            await database.write(partial(blob_repository.unpin_all, holder=holder))
         engine = Engine(world)
-        server, port = _server(engine, settings)
+        server, port, healthy = _server(engine, settings)
         await engine.start()
         await server.start()
         keeper = asyncio.create_task(housekeeping(world, settings.keep_update_rounds))
         try:
-            yield f"{settings.listen.rpartition(':')[0]}:{port}"
+            yield f"{settings.listen.rpartition(':')[0]}:{port}", engine
         finally:
             keeper.cancel()
+            await healthy.enter_graceful_shutdown()
             for attendee in world.attendance:
                 attendee.push(None)
             await engine.stop()
             await server.stop(STOP_SECONDS)
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
-            world.workers.shutdown()
+            world.end()
 
 
-def _server(engine: Engine, settings: Settings) -> tuple[grpc.aio.Server, int]:
+def _server(
+    engine: Engine, settings: Settings
+) -> tuple[grpc.aio.Server, int, health.aio.HealthServicer]:
     server = grpc.aio.server(interceptors=[StatusInterceptor()], options=CHANNEL_OPTIONS)
     fleet = FleetService(engine, Uploads(engine), insecure=not settings.loopback)
     fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
@@ -160,7 +172,7 @@ def _server(engine: Engine, settings: Settings) -> tuple[grpc.aio.Server, int]:
             f"cannot listen on {settings.listen}: the port is in use, or the address is not this "
             "machine's; choose another with --listen"
         ) from error
-    return server, port
+    return server, port, healthy
 
 
 def _check_address(settings: Settings) -> None:

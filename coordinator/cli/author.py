@@ -12,7 +12,7 @@ from coordinator.control_client import ControlClient
 from headwater.v1 import control_pb2
 
 _JOB_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FAILED = ("failed", "cancelled")
+_FAILED = ("failed", "cancelled", "paused")
 
 
 @click.command("compile")

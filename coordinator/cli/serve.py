@@ -1,6 +1,8 @@
 """`headwater serve`: run a coordinator."""
 
 import asyncio
+import logging
+import os
 from pathlib import Path
 
 import click
@@ -104,3 +106,7 @@ def serve(
         keep_update_rounds=keep_update_rounds,
     )
     asyncio.run(serve_until_stopped(settings))
+    # A fold or an evaluation that is under way is repeated by the next start: the interpreter
+    # would wait for its thread, which may take minutes.
+    logging.shutdown()
+    os._exit(0)

@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,6 +15,7 @@ from typing import Self
 from headwater.errors import WorldError
 
 STOP_SECONDS = 8.0
+WATCH_SECONDS = 0.5
 _BLOCK = "import sys; sys.modules['{module}'] = None; import runpy; sys.argv[0] = '{command}'; "
 _RUN = "runpy.run_module('{package}', run_name='__main__')"
 
@@ -60,6 +63,25 @@ class Processes:
             if code is not None:
                 tail = self.log(name).read_text(errors="replace").strip().splitlines()[-5:]
                 raise WorldError(f"{name} ended with exit code {code}:\n" + "\n".join(tail))
+
+    @contextmanager
+    def watched(self, on_end: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, call `on_end` once if a process ends early."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(WATCH_SECONDS):
+                if any(one.poll() is not None for one in self._running.values()):
+                    on_end()
+                    return
+
+        thread = threading.Thread(target=watch, name="watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def wait_for(self, path: Path, seconds: float = 60.0) -> str:
         """The text of a file that a process writes when it is ready."""

@@ -13,7 +13,7 @@ from typing import Any
 from coordinator.author import compile_job
 from coordinator.control_client import ControlClient
 from coordinator.demo.processes import Processes, without
-from headwater.errors import UserError, WorldError
+from headwater.errors import UnavailableError, UserError, WorldError
 from headwater.partitioning.split import SplitRequest, split
 from headwater.v1 import control_pb2
 
@@ -26,7 +26,6 @@ CLIENTS = (
 ALPHA = 0.5
 SPLIT_SEED = 1
 HELD_OUT_FRACTION = 0.2
-_ENDED = ("completed", "failed", "cancelled", "paused")
 
 
 @dataclass(frozen=True)
@@ -135,15 +134,16 @@ def _follow(
 ) -> list[control_pb2.Round]:
     """The committed training rounds."""
     rounds: list[control_pb2.Round] = []
-    for news in control.follow(reference):
+    try:
+        with processes.watched(control.close):
+            for news in control.follow(reference):
+                if news.HasField("round"):
+                    show_round(news.round)
+                    rounds += [news.round] if news.round.version >= 0 else []
+    except (UnavailableError, ValueError):  # the channel was closed, or its other end is gone
         processes.check()
-        if news.HasField("round"):
-            show_round(news.round)
-            if news.round.version >= 0:
-                rounds.append(news.round)
-        elif news.job.job.state in _ENDED:
-            job = news.job.job
-            if job.state != "completed" or not rounds:
-                raise WorldError(f"the job is {job.state}: {job.state_reason}")
-            break
+        raise
+    job = control.show_job(reference).job
+    if job.state != "completed" or not rounds:
+        raise WorldError(f"the job is {job.state}: {job.state_reason}")
     return rounds

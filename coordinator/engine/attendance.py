@@ -43,7 +43,6 @@ class Attendance:
     def __init__(self) -> None:
         self._by_client: dict[str, Attendee] = {}
         self._displaced: dict[str, set[str]] = {}
-        self.noted_ineligible: dict[str, str | None] = {}
 
     def __len__(self) -> int:
         return len(self._by_client)

@@ -13,7 +13,7 @@ class Clock(Protocol):
         """The wall clock, in UTC: for records."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back: for leases and deadlines."""
+        """Seconds that never go back: for leases. Deadlines outlive a process: they use `now`."""
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> None:
         """Return when the event is set or the seconds are over (None: no limit)."""

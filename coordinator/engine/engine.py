@@ -1,40 +1,19 @@
-"""The thin loop: one task a job looks at its state, lets `policy` decide, and carries that out."""
+"""All jobs of a coordinator: taken up, driven, changed by operators, and found by devices."""
 
 import asyncio
 import logging
 from functools import partial
-from itertools import count
 
+from coordinator.engine.job_loop import JobLoop
 from coordinator.engine.live import JobRun, LiveAssignment
-from coordinator.engine.measures import metric_series
-from coordinator.engine.policy import ABANDONED_IN_A_ROW, Action, closing, stopping
 from coordinator.engine.recovery import recover_run
-from coordinator.engine.rounds import (
-    abandon_round,
-    catch_up,
-    close_round,
-    finish_round,
-    open_round,
-    survey,
-    wait_for,
-)
 from coordinator.engine.world import World
 from headwater.errors import HeadwaterError, NotFoundError, WorldError
-from storage import history
 from storage import jobs as job_repository
-from storage import rounds as round_repository
-from storage.records import (
-    AssignmentState,
-    JobRecord,
-    JobState,
-    RoundPurpose,
-    RoundState,
-)
+from storage.records import AssignmentState, JobRecord, JobState
+from storage.transitions import UNFINISHED_JOBS
 
 _log = logging.getLogger("headwater.engine")
-
-RETRY_SECONDS = 2.0
-"""After the disk or the database failed."""
 
 
 class Engine:
@@ -43,14 +22,25 @@ class Engine:
     def __init__(self, world: World) -> None:
         self.world = world
         self.runs: dict[str, JobRun] = {}
+        self._loop = JobLoop(world, self.runs)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._opening = asyncio.Lock()
-        self._turns = count(1)
+
+    @property
+    def displaced(self) -> asyncio.Event:
+        """Set when another process has taken the database over."""
+        return self._loop.displaced
 
     async def start(self) -> None:
-        """Take up every job that had not ended, where it was."""
+        """Take up every job that had not ended, where it was; one that cannot be pauses."""
         for record in await self.world.database.read(job_repository.unfinished):
-            await self.take_up(record)
+            try:
+                await self.take_up(record)
+            except WorldError:
+                raise
+            except HeadwaterError as error:
+                _log.error("job %s cannot go on: %s", record.reference, error)
+                if record.state in (JobState.QUEUED, JobState.RUNNING):
+                    await self._set_state(record.reference, JobState.PAUSED, str(error))
 
     async def stop(self) -> None:
         """End the loops. Nothing is written: a job continues from the database."""
@@ -59,7 +49,11 @@ class Engine:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def take_up(self, record: JobRecord) -> JobRun:
-        """Drive a job from its record: a new one, or one that a restart found."""
+        """Drive a job from its record: a new one, or one that a restart found.
+
+        Raises:
+            PlanError: its plan is damaged, or of a newer schema.
+        """
         run = await recover_run(self.world, record)
         self.runs[record.reference] = run
         self._drive(run)
@@ -74,19 +68,13 @@ class Engine:
             NotFoundError: no such job.
             ConflictError: its state forbids this.
         """
-        record = await self.world.database.write(
-            partial(
-                job_repository.set_state,
-                reference=reference,
-                state=state,
-                reason=reason,
-                now=self.world.clock.now(),
-            )
-        )
+        record = await self._set_state(reference, state, reason)
         run = self.runs.get(reference)
         if run is None:
+            if state in UNFINISHED_JOBS:
+                await self.take_up(record)
             return record
-        run.record = record
+        run.record, run.abandoned_in_a_row = record, 0
         await run.announce()
         self._drive(run)
         self.wake()
@@ -115,8 +103,13 @@ class Engine:
 
     def wake(self) -> None:
         """Clients came or went: jobs that wait for a quorum look again."""
-        for run in self.runs.values():
-            run.changed.set()
+        self._loop.wake()
+
+    async def end_assignment(
+        self, run: JobRun, live: LiveAssignment, state: AssignmentState, reason: str
+    ) -> None:
+        """Write how an assignment ended without an update, and let the round decide anew."""
+        await self._loop.end_assignment(run, live, state, reason)
 
     def _drive(self, run: JobRun) -> None:
         reference = run.record.reference
@@ -124,181 +117,21 @@ class Engine:
         if running is not None and not running.done():
             run.changed.set()
             return
-        self._tasks[reference] = asyncio.create_task(self._loop(run), name=f"job {reference}")
+        self._tasks[reference] = asyncio.create_task(self._to_its_end(run), name=f"job {reference}")
 
-    async def _loop(self, run: JobRun) -> None:
-        while run.active:
-            run.changed.clear()
-            try:
-                seconds = await self._advance(run)
-            except WorldError as error:
-                await self._wait_for_the_world(run, error)
-                continue
-            except HeadwaterError as error:
-                await self._pause(run, str(error))
-                return
-            except Exception as error:
-                _log.exception("a defect stopped job %s", run.record.reference)
-                await self._pause(run, f"a defect in the coordinator: {error!r}; see its log")
-                return
-            if seconds is None or seconds > 0:
-                await self.world.clock.wait(run.changed, seconds)
-        if run.record.state not in (JobState.PAUSED, JobState.QUEUED, JobState.RUNNING):
+    async def _to_its_end(self, run: JobRun) -> None:
+        await self._loop.drive(run)
+        if run.record.state not in UNFINISHED_JOBS:
             self.runs.pop(run.record.reference, None)
-        self.wake()
+            self._tasks.pop(run.record.reference, None)
 
-    async def _wait_for_the_world(self, run: JobRun, error: WorldError) -> None:
-        """A full disk or a lost database ends no job: it goes on when they are back."""
-        run.turn = None
-        failure: WorldError | None = error
-        while failure is not None:
-            _log.error("job %s waits, and tries again: %s", run.record.reference, failure)
-            await wait_for(run, f"waits for the coordinator's disk or database: {failure}")
-            await self.world.clock.wait(asyncio.Event(), RETRY_SECONDS)
-            try:
-                await catch_up(self.world, run)
-                failure = None
-            except WorldError as again:
-                failure = again
-
-    async def _advance(self, run: JobRun) -> float | None:
-        """One decision and its action; the seconds after which to look again, None for never."""
-        if run.round is None:
-            return await self._begin(run)
-        if run.record.state is JobState.CANCELLED:
-            await abandon_round(self.world, run, run.record.state_reason)
-            return await self._after_round(run)
-        if run.round.record.state is RoundState.CLOSING:
-            await finish_round(self.world, run, run.round.record)
-            return await self._after_round(run)
-        await self._expire_leases(run)
-        now, deadline = self.world.clock.now(), run.round.record.deadline_at
-        passed = deadline is not None and now >= deadline
-        pending = run.round.pending
-        decision = closing(run.spec.rounds, run.round.accepted, len(pending), passed)
-        if decision.action is Action.WAIT:
-            leases = min(one.lease_ends for one in pending) - self.world.clock.monotonic()
-            left = (deadline - now).total_seconds() if deadline else leases
-            return max(0.001, min(leases, left))
-        if decision.action is Action.CLOSE:
-            await close_round(self.world, run, decision.reason)
-        else:
-            await abandon_round(self.world, run, decision.reason)
-        return await self._after_round(run)
-
-    async def _begin(self, run: JobRun) -> float | None:
-        if run.record.state is JobState.PAUSED:
-            run.turn = None
-            return None
-        ending = await self._ending(run)
-        purpose = RoundPurpose.EVALUATE if ending else RoundPurpose.TRAIN
-        wanted = not ending or await self._final_evaluation_due(run)
-        if wanted and await self._open(run, purpose):
-            return 0
-        # Clients that work for another job will be free; those that left may never return.
-        if ending and not (wanted and survey(self.world, run, {}).decision.offers):
-            await self._set_state(run, JobState.COMPLETED, ending)
-            return 0
-        barred = [until for _, until in run.barred.values()]
-        now = self.world.clock.monotonic()
-        return min((until - now for until in barred if until > now), default=None)
-
-    async def _open(self, run: JobRun, purpose: RoundPurpose) -> bool:
-        """Open a round, unless a job that has waited longer can open one now."""
-        if run.turn is None:
-            run.turn = next(self._turns)
-        async with self._opening:  # one at a time: two rounds must not choose the same client
-            busy = self._busy()
-            if any(survey(self.world, one, busy).decision.offers for one in self._before(run)):
-                return False
-            if not await open_round(self.world, run, busy, purpose):
-                return False
-        run.turn = None
-        self.wake()
-        return True
-
-    def _before(self, run: JobRun) -> list[JobRun]:
-        """The jobs that have waited longer for clients."""
-        waiting = [one for one in self.runs.values() if one.turn and one.active]
-        return [one for one in waiting if (one.turn or 0) < (run.turn or 0)]
-
-    async def _ending(self, run: JobRun) -> str:
-        """Why the job has no further training round; empty when it has one."""
-        policy = run.spec.rounds
-        if run.record.rounds_committed >= policy.count:
-            return f"all {policy.count} rounds are done"
-        if policy.stop is None:
-            return ""
-        series = await self.world.database.read(partial(metric_series, run=run, stop=policy.stop))
-        return stopping(policy.stop, series)
-
-    async def _final_evaluation_due(self, run: JobRun) -> bool:
-        """Clients measure a version in the round that starts from it; none starts from the last."""
-        if "clients" not in run.spec.rounds.evaluate.on:
-            return False
-        evaluations = await self.world.database.read(
-            partial(
-                history.rounds,
-                reference=run.record.reference,
-                purpose=RoundPurpose.EVALUATE,
-                newest_first=True,
-                limit=1,
-            )
-        )
-        return not evaluations or evaluations[0].base_version_id != run.record.latest_version_id
-
-    async def _after_round(self, run: JobRun) -> float:
-        if run.abandoned_in_a_row >= ABANDONED_IN_A_ROW:
-            await self._pause(run, f"{run.abandoned_in_a_row} rounds in a row were abandoned")
-        self.wake()
-        return 0
-
-    def _busy(self) -> dict[str, str]:
-        rounds = [(run, run.round) for run in self.runs.values() if run.round is not None]
-        return {
-            live.record.client_id: run.record.reference
-            for run, round_ in rounds
-            for live in round_.pending
-        }
-
-    async def _expire_leases(self, run: JobRun) -> None:
-        assert run.round is not None
-        now = self.world.clock.monotonic()
-        for live in [one for one in run.round.pending if one.lease_ends <= now]:
-            reason = f"no sign of life for {self.world.lease_seconds:g} s"
-            await self.end_assignment(run, live, AssignmentState.EXPIRED, reason)
-            run.bar(live.instance_id, f"it fell silent: {reason}", self.world.clock)
-
-    async def end_assignment(
-        self, run: JobRun, live: LiveAssignment, state: AssignmentState, reason: str
-    ) -> None:
-        """Write how an assignment ended without an update, and let the round decide anew."""
-        await self.world.database.write(
-            partial(
-                round_repository.advance_assignment,
-                assignment_id=live.record.id,
-                state=state,
-                reason=reason,
-                now=self.world.clock.now(),
-                bytes_down=live.bytes_down,
-            )
-        )
-        live.state = state
-        run.changed.set()
-
-    async def _pause(self, run: JobRun, reason: str) -> None:
-        _log.error("job %s pauses: %s", run.record.reference, reason)
-        if run.record.state in (JobState.QUEUED, JobState.RUNNING):
-            await self._set_state(run, JobState.PAUSED, reason)
-
-    async def _set_state(self, run: JobRun, state: JobState, reason: str) -> None:
-        run.record = await self.world.database.write(
+    async def _set_state(self, reference: str, state: JobState, reason: str) -> JobRecord:
+        return await self.world.database.write(
             partial(
                 job_repository.set_state,
-                reference=run.record.reference,
+                reference=reference,
                 state=state,
                 reason=reason,
                 now=self.world.clock.now(),
             )
         )
-        await run.announce()

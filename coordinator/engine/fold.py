@@ -4,7 +4,7 @@ Everything here blocks and runs on a worker thread. It reads only what is on dis
 repeated after a crash and gives the same bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from coordinator.aggregation.soundness import fault_of
 from coordinator.aggregation.weighted_mean import fold
 from coordinator.engine.live import JobRun
 from coordinator.engine.world import World
+from headwater.errors import UpdateError, UserError
 from headwater.evaluation import evaluate
 from headwater.layout import Layout, Weights
 from headwater.safetensors import map_weights, weights_chunks, weights_size_bytes
@@ -52,28 +53,58 @@ class Folded:
 def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
     """Fold the accepted updates of a closing round, without those that make the result unsound.
 
-    What is left out depends on the set of accepted updates alone.
+    What is left out depends on the set of accepted updates and their stored bytes alone: an update
+    that is damaged on disk, or that alone makes unsound weights.
 
     Raises:
-        StorageError, UpdateError: a stored update or the base weights are not what they were.
+        PlanError, StorageError: the base weights are not what they were, or the disk failed.
     """
     accepted = [one for one in record.assignments if one.state is AssignmentState.ACCEPTED]
     base = map_weights(world.blobs.path(record.base_weights_digest), run.layout)
-    contributions = {one.id: _contribution(world, run, one) for one in accepted}
-    weights = fold(base, list(contributions.values()), run.layout, world.threads)
-    unsound: dict[int, str] = {}
-    if fault := fault_of(weights, run.layout):
-        unsound = _unsound(base, contributions, run.layout, world.threads)
+    contributions, unsound = _opened(world, run, accepted)
+    weights, fault = _attempt(base, list(contributions.values()), run.layout, world.threads)
+    if fault:
+        unsound |= _unsound(base, contributions, run.layout, world.threads)
         sound = [one for at, one in contributions.items() if at not in unsound]
         if len(sound) < record.quorum:
             return Folded(unsound=unsound, fault=f"{fault}; {_too_few(len(sound), record.quorum)}")
-        weights = fold(base, sound, run.layout, world.threads)
-        if fault := fault_of(weights, run.layout):
-            return Folded(unsound=unsound, fault=fault)
+        weights, fault = _attempt(base, sound, run.layout, world.threads)
+    elif len(contributions) < record.quorum:
+        fault = _too_few(len(contributions), record.quorum)
+    if weights is None or fault:
+        return Folded(unsound=unsound, fault=fault)
     temporary, digest = world.blobs.prepare(weights_chunks(run.layout, weights))
     examples = {one.id: one.examples or 0 for one in accepted if one.id not in unsound}
     shares = {at: count / sum(examples.values()) for at, count in examples.items()}
     return Folded(weights, temporary, digest, shares, weights_size_bytes(run.layout), unsound)
+
+
+def _opened(
+    world: World, run: JobRun, accepted: Sequence[AssignmentRecord]
+) -> tuple[dict[int, Contribution], dict[int, str]]:
+    """The stored updates, and those that cannot be read with the reason."""
+    contributions: dict[int, Contribution] = {}
+    unreadable: dict[int, str] = {}
+    for one in accepted:
+        digest, encoding = one.update_digest or "", encoding_named(one.update_encoding or "")
+        try:
+            update = StoredUpdate(world.blobs.path(digest), run.layout, encoding)
+        except (UpdateError, FileNotFoundError) as error:
+            unreadable[one.id] = f"its stored update cannot be read: {error}"
+        else:
+            contributions[one.id] = Contribution(digest, one.examples or 0, update)
+    return contributions, unreadable
+
+
+def _attempt(
+    base: Weights, contributions: Sequence[Contribution], layout: Layout, threads: int
+) -> tuple[Weights | None, str]:
+    """The fold of these updates, or why there is none."""
+    try:
+        weights = fold(base, contributions, layout, threads)
+    except UpdateError as error:
+        return None, str(error)
+    return weights, fault_of(weights, layout)
 
 
 def _unsound(
@@ -83,10 +114,7 @@ def _unsound(
 
     A mean of updates that are sound one by one is sound: variances above zero have such a mean.
     """
-    faults = {
-        at: fault_of(fold(base, [one], layout, threads), layout)
-        for at, one in contributions.items()
-    }
+    faults = {at: _attempt(base, [one], layout, threads)[1] for at, one in contributions.items()}
     return {at: f"its update is unsound: {fault}" for at, fault in faults.items() if fault}
 
 
@@ -94,32 +122,32 @@ def _too_few(sound: int, quorum: int) -> str:
     return f"{sound} updates are sound, fewer than the quorum of {quorum}"
 
 
-def held_out_metrics(world: World, run: JobRun, folded: Folded) -> list[MetricValue]:
+def held_out_metrics(world: World, run: JobRun, folded: Folded) -> tuple[list[MetricValue], str]:
     """What the new version scores on the coordinator's own data, if the job's policy asks now.
 
-    Raises:
-        DataError: the held-out data does not fit the plan.
+    Training does not depend on it: where it cannot be measured, the second value says why.
     """
     policy = run.spec.rounds.evaluate
-    binding = world.held_out.get(run.spec.dataset)
     number = run.record.rounds_committed + 1
     due = number >= run.spec.rounds.count or number % policy.every == 0
-    wanted = "coordinator" in policy.on and due
-    if not wanted or binding is None or folded.weights is None:
-        return []
+    if "coordinator" not in policy.on or not due or folded.weights is None:
+        return [], ""
+    binding = world.held_out.get(run.spec.dataset)
+    if binding is None:
+        return [], f"no held-out data is bound: headwater serve --data {run.spec.dataset}=PATH"
+    try:
+        return _measured(world, run, binding, folded.weights), ""
+    except UserError as error:
+        return [], f"the held-out data cannot be used: {error}"
+
+
+def _measured(world: World, run: JobRun, binding: str, weights: Weights) -> list[MetricValue]:
     if run.held_out is None:
         manifest = run.plan.manifest
         run.held_out = open_source(binding, manifest.inputs, manifest.targets)
-    result = dict(evaluate(run.plan, folded.weights, run.held_out, EVALUATION_BATCH, world.threads))
+    result = dict(evaluate(run.plan, weights, run.held_out, EVALUATION_BATCH, world.threads))
     examples = int(result.pop("examples"))
     return [
         MetricValue(MetricScope.COORDINATOR, name, value, examples)
         for name, value in result.items()
     ]
-
-
-def _contribution(world: World, run: JobRun, one: AssignmentRecord) -> Contribution:
-    digest = one.update_digest or ""
-    encoding = encoding_named(one.update_encoding or "")
-    update = StoredUpdate(world.blobs.path(digest), run.layout, encoding)
-    return Contribution(digest, one.examples or 0, update)

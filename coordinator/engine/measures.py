@@ -1,6 +1,7 @@
 """What a round's clients measured, as one number a metric."""
 
 from collections.abc import Iterable, Sequence
+from math import isfinite, nan
 
 from sqlalchemy.orm import Session
 
@@ -30,12 +31,12 @@ def round_metrics(assignments: Iterable[AssignmentRecord]) -> list[MetricValue]:
     return [*_means(MetricScope.TRAIN, train), *_means(MetricScope.CLIENTS, clients)]
 
 
-def metric_series(session: Session, *, run: JobRun, stop: Stop) -> list[float]:
-    """The values of a job's stopping metric by version: held-out ones where the job has them.
+def metric_series(session: Session, *, run: JobRun, stop: Stop, held_out: bool) -> list[float]:
+    """The finite values of a job's stopping metric by version.
 
-    Without held-out data it is what the clients measured of each version that they were given.
+    They are those of the coordinator's data with `held_out`, else what the clients measured of each
+    version that they were given.
     """
-    held_out = "coordinator" in run.spec.rounds.evaluate.on
     values: list[float] = []
     page: list[RoundRecord] | None = None
     while page is None or page:
@@ -45,7 +46,7 @@ def metric_series(session: Session, *, run: JobRun, stop: Stop) -> list[float]:
         )
         for one in page:
             metrics = one.coordinator_metrics if held_out else one.client_metrics
-            if stop.metric in metrics:
+            if isfinite(metrics.get(stop.metric, nan)):
                 values.append(metrics[stop.metric])
     return values
 

@@ -18,8 +18,10 @@ from coordinator.engine.policy import Opening, opening
 from coordinator.engine.seeds import derived_seed
 from coordinator.engine.selection import Candidate, ineligibility, select
 from coordinator.engine.world import World
+from headwater.errors import ConflictError
 from storage import blobs as blob_repository
 from storage import clients as client_repository
+from storage import events as event_repository
 from storage import jobs as job_repository
 from storage import rounds as round_repository
 from storage.records import (
@@ -65,7 +67,7 @@ async def open_round(
 ) -> bool:
     """Open the job's next round if a quorum of eligible clients attends; says whether it did."""
     seen = survey(world, run, busy)
-    await _note_ineligible(world, seen.reasons)
+    await _note_ineligible(world, run, seen.reasons, busy)
     if not seen.decision.offers:
         await wait_for(run, seen.decision.reason)
         return False
@@ -90,6 +92,7 @@ async def open_round(
     for live in run.round.assignments.values():
         send_assignment(world, run, live)
     _log.info("round opened: %s", seen.decision.reason, extra=_fields(run))
+    await run.announce()
     return True
 
 
@@ -103,8 +106,15 @@ def _write_opening(
     not_selected: Mapping[str, int],
     now: datetime,
 ) -> RoundRecord:
-    """One transaction: the clients' indices, the seeds that follow from them, and the round."""
-    if run.record.state is JobState.QUEUED:
+    """One transaction: the clients' indices, the seeds that follow from them, and the round.
+
+    Raises:
+        ConflictError: the job was paused or ended meanwhile.
+    """
+    state = job_repository.by_reference(session, reference=run.record.reference).state
+    if state not in (JobState.QUEUED, JobState.RUNNING):
+        raise ConflictError(f"job {run.record.reference} is {state}")
+    if state is JobState.QUEUED:
         job_repository.set_state(
             session,
             reference=run.record.reference,
@@ -138,7 +148,10 @@ def live_round(world: World, record: RoundRecord) -> LiveRound:
     lease_ends = world.clock.monotonic() + world.lease_seconds
     return LiveRound(
         record,
-        {one.id: LiveAssignment(one, one.state, lease_ends) for one in record.assignments},
+        {
+            one.id: LiveAssignment(one, one.state, lease_ends, bytes_down=one.bytes_down)
+            for one in record.assignments
+        },
     )
 
 
@@ -175,26 +188,32 @@ async def finish_round(world: World, run: JobRun, record: RoundRecord) -> None:
     assert run.round is not None
     folded = Folded()
     if record.purpose is RoundPurpose.TRAIN:
-        folded = await world.work(fold_round, world, run, record)
+        folded = await world.compute(fold_round, world, run, record)
         if folded.fault:
             await abandon_round(world, run, folded.fault, folded.unsound)
             return
-        await _keep_weights(world, run, folded)
+        await _keep_weights(world, folded)
     await _commit(world, run, record, folded)
 
 
-async def _keep_weights(world: World, run: JobRun, folded: Folded) -> None:
+async def _keep_weights(world: World, folded: Folded) -> None:
     """The new weights become a blob before anything refers to them, pinned against collection."""
-    await world.database.write(
-        partial(blob_repository.pin, digest=folded.digest, holder=PIN_HOLDER, now=world.clock.now())
-    )
     assert folded.temporary is not None
-    await world.work(world.blobs.adopt, folded.temporary, folded.digest)
+    try:
+        await world.database.write(
+            partial(
+                blob_repository.pin, digest=folded.digest, holder=PIN_HOLDER, now=world.clock.now()
+            )
+        )
+        await world.work(world.blobs.adopt, folded.temporary, folded.digest)
+    except BaseException:  # the round is folded again later, and leaves no file behind each time
+        folded.temporary.unlink(missing_ok=True)
+        raise
 
 
 async def _commit(world: World, run: JobRun, record: RoundRecord, folded: Folded) -> None:
     assert run.round is not None
-    held_out = await world.work(held_out_metrics, world, run, folded)
+    held_out, unmeasured = await world.compute(held_out_metrics, world, run, folded)
     fates = _fates(run.round, run.spec.rounds.cohort) | _rejections(folded.unsound)
     measured = round_metrics(one for one in record.assignments if one.id not in folded.unsound)
     await world.database.write(
@@ -203,11 +222,14 @@ async def _commit(world: World, run: JobRun, record: RoundRecord, folded: Folded
             record=record,
             folded=folded,
             metrics=[*measured, *held_out],
+            unmeasured=unmeasured if unmeasured != run.unmeasured else "",
             fates=fates,
             now=world.clock.now(),
         )
     )
-    run.abandoned_in_a_row = 0
+    if unmeasured:
+        _log.warning("not measured: %s", unmeasured, extra=_fields(run))
+    run.abandoned_in_a_row, run.unmeasured = 0, unmeasured
     _log.info("round committed: %s", record.reason, extra=_fields(run))
     _tell(world, run, fates, set(folded.shares))
     await refresh(world, run)
@@ -219,6 +241,7 @@ def _write_commit(
     record: RoundRecord,
     folded: Folded,
     metrics: Sequence[MetricValue],
+    unmeasured: str,
     fates: Mapping[int, Fate],
     now: datetime,
 ) -> RoundRecord:
@@ -235,6 +258,15 @@ def _write_commit(
     )
     if trained:
         blob_repository.unpin(session, digest=folded.digest, holder=PIN_HOLDER)
+    if unmeasured:
+        event_repository.record(
+            session,
+            kind="evaluation.failed",
+            message=unmeasured,
+            now=now,
+            job_id=record.job_id,
+            round_id=record.id,
+        )
     return committed
 
 
@@ -264,7 +296,7 @@ def _fates(round_: LiveRound, cohort: int) -> dict[int, Fate]:
     complete = round_.accepted >= cohort
     state = AssignmentState.RELEASED if complete else AssignmentState.EXPIRED
     reason = "the cohort was complete" if complete else "the round ended before its update came"
-    return {one.record.id: Fate(state, reason) for one in round_.pending}
+    return {one.record.id: Fate(state, reason, bytes_down=one.bytes_down) for one in round_.pending}
 
 
 def _rejections(unsound: Mapping[int, str]) -> dict[int, Fate]:
@@ -316,21 +348,24 @@ async def catch_up(world: World, run: JobRun) -> None:
         run.round = None
     elif run.round is not None and run.round.record.id == record.id:
         run.round.record = record
+        for one in record.assignments:
+            run.round.assignments[one.id].record = one
+            run.round.assignments[one.id].state = one.state
     else:
         run.round = live_round(world, record)
         for live in run.round.assignments.values():
             send_assignment(world, run, live)
 
 
-async def _note_ineligible(world: World, reasons: Mapping[str, str]) -> None:
-    noted = {client: reason or None for client, reason in reasons.items()}
-    known = world.attendance.noted_ineligible
-    changes = {client: reason for client, reason in noted.items() if known.get(client) != reason}
+async def _note_ineligible(
+    world: World, run: JobRun, reasons: Mapping[str, str], busy: Mapping[str, str]
+) -> None:
+    changes = world.eligibility.changes(run.record.reference, reasons, busy)
     if changes:
         await world.database.write(
             partial(client_repository.set_ineligible, reasons=changes, now=world.clock.now())
         )
-        known.update(changes)
+        world.eligibility.noted(changes)
 
 
 async def wait_for(run: JobRun, reason: str) -> None:

@@ -10,11 +10,16 @@ from typing import ParamSpec, TypeVar
 
 from coordinator.engine.attendance import Attendance
 from coordinator.engine.clock import Clock
+from coordinator.engine.eligibility import Eligibility
 from storage.blob_directory import BlobDirectory
 from storage.database import Database
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+
+def _pool(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(4, thread_name_prefix=name)
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,21 @@ class World:
     held_out: Mapping[str, str]
     threads: int
     lease_seconds: float
-    workers: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(4, thread_name_prefix="round")
-    )
+    eligibility: Eligibility = field(default_factory=Eligibility)
+    workers: ThreadPoolExecutor = field(default_factory=partial(_pool, "disk"))
+    computers: ThreadPoolExecutor = field(default_factory=partial(_pool, "round"))
 
     async def work(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Run something that blocks on a worker thread."""
+        """Run something that blocks on the disk for a moment on a worker thread."""
         call = partial(function, *arguments, **options)
         return await asyncio.get_running_loop().run_in_executor(self.workers, call)
+
+    async def compute(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Run a fold or an evaluation on threads of its own: transfers never wait behind them."""
+        call = partial(function, *arguments, **options)
+        return await asyncio.get_running_loop().run_in_executor(self.computers, call)
+
+    def end(self) -> None:
+        """Let the threads go. A fold under way is not waited for: a restart repeats it."""
+        self.computers.shutdown(wait=False, cancel_futures=True)
+        self.workers.shutdown()

@@ -28,7 +28,7 @@ _STATES = {
     "resume": (JobState.RUNNING, "resumed by the operator"),
     "cancel": (JobState.CANCELLED, "cancelled by the operator"),
 }
-_FINAL = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+_FINAL = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.PAUSED)
 
 
 class ControlService(control_pb2_grpc.ControlServicer):

@@ -184,8 +184,8 @@ class StoredUpdate:
     Blocks are read and not mapped: pages of a map stay resident, so that a fold of many updates
     would seem to need the memory of them all. No file stays open between two blocks.
 
-    Raises:
-        UpdateError: the file's frames are not those of an update of this layout.
+    Raises (also when a block is read):
+        UpdateError: the file's frames are not those of an update of this layout, or are damaged.
     """
 
     def __init__(self, path: Path, layout: Layout, encoding: Encoding) -> None:
@@ -204,21 +204,24 @@ class StoredUpdate:
         return decode_integers(self.blocks[index], self._payload(index))
 
     def _payload(self, index: int) -> memoryview:
-        at, size = self._payloads[index]
+        at, size, checksum = self._payloads[index]
         with self._path.open("rb", buffering=0) as file:
-            return memoryview(os.pread(file.fileno(), size, at))
+            payload = os.pread(file.fileno(), size, at)
+        if len(payload) != size or zlib.crc32(payload) != checksum:
+            raise UpdateError(f"block {index} of update {self._path.name} is damaged on disk")
+        return memoryview(payload)
 
-    def _index(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
-        """Where each payload lies, and its size."""
+    def _index(self, file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+        """Where each payload lies, its size and its checksum."""
         name, total, at = self._path.name, os.fstat(file.fileno()).st_size, 0
         for block in self.blocks:
             if total - at < FRAME_HEADER.size:
                 raise UpdateError(f"update {name} ends before its last block")
-            size, _ = FRAME_HEADER.unpack(os.pread(file.fileno(), FRAME_HEADER.size, at))
+            size, checksum = FRAME_HEADER.unpack(os.pread(file.fileno(), FRAME_HEADER.size, at))
             at += FRAME_HEADER.size
             if size > min(maximum_payload_bytes(block, self.encoding), total - at):
                 raise UpdateError(f"update {name} has a block of {size} bytes, which is too many")
-            yield at, size
+            yield at, size, checksum
             at += size
         if at != total:
             raise UpdateError(f"update {name} has {total - at} bytes after its last block")
