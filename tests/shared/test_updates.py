@@ -77,8 +77,11 @@ def test_an_update_with_values_that_are_not_finite_is_never_made(value):
 
 def test_a_poisoned_value_is_found_and_placed(tmp_path):
     content = bytearray(encoded(weights(0), weights(1)))
-    at = 2 * FRAME_HEADER.size + 4 * (BLOCK_ELEMENTS + 2)
-    content[at : at + 4] = np.array([np.nan], "<f4").tobytes()
+    second = FRAME_HEADER.size + 4 * BLOCK_ELEMENTS
+    size, _ = FRAME_HEADER.unpack_from(content, second)
+    payload = bytearray(content[second + FRAME_HEADER.size :][:size])
+    payload[8:12] = np.array([np.nan], "<f4").tobytes()
+    content[second : second + FRAME_HEADER.size + size] = frame(bytes(payload))
     (tmp_path / "u").write_bytes(content)
     stored = StoredUpdate(tmp_path / "u", LAYOUT, EXACT)
     with pytest.raises(UpdateError, match=f"value {BLOCK_ELEMENTS + 2} of the update"):
