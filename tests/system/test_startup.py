@@ -3,7 +3,6 @@
 import json
 import socket
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -156,11 +155,6 @@ def test_a_command_that_does_not_exist() -> None:
     """A wrong command or option: exit code 2 from the command line itself."""
     assert run("jbos").code == 2
     assert run("jobs", "list", "--colour").code == 2
-
-
-@pytest.fixture(scope="module")
-def json_log(shared_fleet: Fleet) -> Iterator[Fleet]:
-    yield shared_fleet
 
 
 def test_logs_for_programs(new_fleet: FleetFactory) -> None:
