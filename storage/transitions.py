@@ -35,9 +35,9 @@ TRANSITIONS: Mapping[str, Mapping[StrEnum, frozenset[StrEnum]]] = {
     },
     "assignment": {
         # A client's progress messages may be lost, so each later state is reachable from each
-        # earlier one.
+        # earlier one. A client that tells of its progress while it fetches may decline after that.
         A.OFFERED: frozenset({A.TRAINING, A.UPLOADING, A.ACCEPTED, A.DECLINED}) | _ENDS,
-        A.TRAINING: frozenset({A.UPLOADING, A.ACCEPTED}) | _ENDS,
+        A.TRAINING: frozenset({A.UPLOADING, A.ACCEPTED, A.DECLINED}) | _ENDS,
         A.UPLOADING: frozenset({A.ACCEPTED}) | _ENDS,
         # The fold may find what acceptance could not see.
         A.ACCEPTED: frozenset({A.REJECTED}),

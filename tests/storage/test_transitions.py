@@ -19,7 +19,7 @@ LEGAL = {
     "round": """open: abandoned closing
                 closing: abandoned committed""",
     "assignment": """offered: accepted declined expired failed late rejected released training uploading
-                     training: accepted expired failed late rejected released uploading
+                     training: accepted declined expired failed late rejected released uploading
                      uploading: accepted expired failed late rejected released
                      accepted: rejected
                      expired: late""",  # noqa: E501
