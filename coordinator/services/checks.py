@@ -16,6 +16,11 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def printable(text: str) -> str:
+    """What a device wrote, fit for logs, terminals and databases: control characters replaced."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
 def checked_digest(digest: str) -> str:
     """A digest that is safe to look up; raises UsageError otherwise."""
     if not is_digest(digest):
@@ -34,6 +39,8 @@ def checked_hello(hello: fleet_pb2.Hello) -> None:
             raise UsageError(f"{field} must be 32 hexadecimal digits")
     for field in ("name", "hostname", "program_version"):
         _check_text(field, getattr(hello, field))
+    for field in ("runtime", "device", "platform"):
+        _check_text(field, getattr(hello.profile, field))
     if not hello.name:
         raise UsageError("name must not be empty")
     for field, entries in (
