@@ -1,7 +1,6 @@
 """The Fleet service: devices attend, fetch, offer and submit."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
@@ -12,11 +11,12 @@ import grpc.aio
 from coordinator import VERSION
 from coordinator.engine.attendance import Attendee
 from coordinator.engine.candidates import profile_of
+from coordinator.engine.directives import cancel_message, fate_message
 from coordinator.engine.engine import Engine
-from coordinator.engine.live import LiveAssignment
+from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
-from coordinator.services.checks import checked_digest, checked_hello
-from coordinator.services.uploads import Uploads
+from coordinator.services.checks import checked_digest, checked_hello, printable
+from coordinator.services.uploads import Uploads, wanted
 from headwater.errors import (
     ConflictError,
     DisplacedError,
@@ -33,6 +33,13 @@ _log = logging.getLogger("headwater.fleet")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 HEARTBEAT_SECONDS = 20
+_ENDED_BY_THEIR_CLIENT = (
+    AssignmentState.ACCEPTED,
+    AssignmentState.LATE,
+    AssignmentState.REJECTED,
+    AssignmentState.FAILED,
+    AssignmentState.DECLINED,
+)
 CHUNK_BYTES = 2**20
 
 
@@ -54,7 +61,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         reader = asyncio.create_task(self._read(attendee, requests))
         try:
             yield _welcome(attendee)
-            self._send_owed(attendee)
+            await self._send_owed(attendee)
             self._engine.wake()
             while (message := await attendee.outbox.get()) is not None:
                 yield message
@@ -162,28 +169,33 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     async def _hear(self, attendee: Attendee, request: fleet_pb2.AttendRequest) -> None:
         kind = request.WhichOneof("message")
-        # The round may end while what is said of it is being written: that is nobody's mistake.
-        with contextlib.suppress(ConflictError):
-            if kind == "progress":
-                await self._hear_progress(attendee, request.progress)
-            elif kind == "decline":
-                await self._hear_end(attendee, request.decline, AssignmentState.DECLINED)
-            elif kind == "failure":
-                await self._hear_end(attendee, request.failure, AssignmentState.FAILED)
-        if kind not in ("progress", "decline", "failure", "heartbeat"):
+        if kind == "heartbeat":
+            return
+        if kind not in ("progress", "decline", "failure"):
             raise UsageError(f"a {kind or 'empty'} message does not belong here")
-
-    async def _hear_progress(self, attendee: Attendee, progress: fleet_pb2.Progress) -> None:
-        found = self._engine.find(progress.assignment_id, attendee.client_id)
+        said = getattr(request, kind)
+        found = self._engine.find(said.assignment_id, attendee.client_id)
         if found is None or not found[1].pending:
             return
-        self._renew(found[1])
+        try:
+            if kind == "progress":
+                await self._hear_progress(found[1], said)
+            else:
+                state = AssignmentState.DECLINED if kind == "decline" else AssignmentState.FAILED
+                await self._hear_end(attendee, *found, said.reason, state)
+        except ConflictError:
+            # The round may end while what is said of it is being written: that is nobody's mistake.
+            if wanted(*found):
+                raise
+
+    async def _hear_progress(self, live: LiveAssignment, progress: fleet_pb2.Progress) -> None:
+        self._renew(live)
         uploading = progress.phase == fleet_pb2.PHASE_UPLOADING
         state = AssignmentState.UPLOADING if uploading else AssignmentState.TRAINING
-        if found[1].state is AssignmentState.OFFERED or uploading > (
-            found[1].state is AssignmentState.UPLOADING
+        if live.state is AssignmentState.OFFERED or uploading > (
+            live.state is AssignmentState.UPLOADING
         ):
-            found[1].state = state
+            live.state = state
             await self._world.database.write(
                 partial(
                     round_repository.advance_assignment,
@@ -196,14 +208,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
     async def _hear_end(
         self,
         attendee: Attendee,
-        end: fleet_pb2.Decline | fleet_pb2.Failure,
+        run: JobRun,
+        live: LiveAssignment,
+        said: str,
         state: AssignmentState,
     ) -> None:
-        found = self._engine.find(end.assignment_id, attendee.client_id)
-        if found is None or not found[1].pending:
-            return
-        run, live = found
-        reason = end.reason[:2000]
+        reason = printable(said)[:2000]
         why = f"it {state} its last assignment: {reason}"
         run.bar(attendee.instance_id, why, self._world.clock)
         _log.warning(
@@ -215,11 +225,31 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         )
         await self._engine.end_assignment(run, live, state, reason)
 
-    def _send_owed(self, attendee: Attendee) -> None:
-        """Push what the client should work on and, by its Hello, does not know of."""
-        for run, live in self._engine.assignments_of(attendee.client_id):
-            if live.record.id != attendee.hello.held_assignment_id:
+    async def _send_owed(self, attendee: Attendee) -> None:
+        """Push what the client should work on and, by its Hello, does not know of; and how what it
+        holds ended, where it did not hear of that."""
+        held = attendee.hello.held_assignment_id
+        owed = self._engine.assignments_of(attendee.client_id)
+        for run, live in owed:
+            if live.record.id != held:
                 send_assignment(self._world, run, live)
+        if held and held not in [live.record.id for _, live in owed]:
+            attendee.push(await self._outcome(attendee.client_id, held))
+
+    async def _outcome(self, client_id: str, assignment_id: int) -> fleet_pb2.AttendResponse:
+        """What ends a client's work on an assignment that is not pending."""
+        read = partial(round_repository.assignment, assignment_id=assignment_id)
+        try:
+            record = await self._world.database.read(read)
+        except NotFoundError:
+            record = None
+        if record is None or record.client_id != client_id:
+            reason = "this coordinator has no such assignment of this client"
+            return cancel_message(assignment_id, reason)
+        if record.state in _ENDED_BY_THEIR_CLIENT:
+            folded = record.weight is not None
+            return fate_message(record.id, record.state, record.reason, folded=folded)
+        return cancel_message(record.id, f"it is {record.state}: {record.reason}")
 
     def _renew(self, live: LiveAssignment) -> None:
         live.lease_ends = self._world.clock.monotonic() + self._world.lease_seconds
