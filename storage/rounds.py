@@ -52,8 +52,10 @@ def participant_indices(
     indices = dict(session.execute(query.where(Participant.job_id == job_id)).all())
     next_index = max(indices.values(), default=-1) + 1
     newcomers = wanted - indices.keys()
-    names = select(Client.client_id).where(Client.client_id.in_(newcomers)).order_by(Client.name)
-    for index, client_id in enumerate(session.scalars(names).all(), next_index):
+    names = select(Client.name, Client.client_id).where(Client.client_id.in_(newcomers))
+    # Sorted here: databases order texts by their collations, and would give other indices.
+    ordered = sorted((name, client_id) for name, client_id in session.execute(names))
+    for index, (_, client_id) in enumerate(ordered, next_index):
         indices[client_id] = index
         session.add(Participant(job_id=job_id, client_id=client_id, client_index=index, since=now))
     if missing := sorted(wanted - indices.keys()):

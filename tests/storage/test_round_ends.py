@@ -58,3 +58,13 @@ def test_a_job_that_was_cancelled_is_unfinished_until_its_round_has_ended(fleet:
     assert [one.reference for one in fleet.read(jobs.unfinished)] == [job.reference]
     abandon(fleet, step, {})
     assert fleet.read(jobs.unfinished) == []
+
+
+def test_indices_follow_the_names_as_numbers_of_characters(world: World) -> None:
+    """The same on every database, whatever its collation: seeds derive from an index."""
+    names = ["a-1", "B", "a", "Z", "a_2", "É"]
+    for name in names:
+        world.client(name)
+    job = world.job()
+    step = world.open_round(job, client_ids=[f"id-{name}" for name in names])
+    assert [one.client_name for one in step.assignments] == sorted(names)
