@@ -122,6 +122,7 @@ class Engine:
     async def _to_its_end(self, run: JobRun) -> None:
         await self._loop.drive(run)
         if run.record.state not in UNFINISHED_JOBS:
+            self.world.eligibility.forget(run.record.reference)  # also where an operator ended it
             self.runs.pop(run.record.reference, None)
             self._tasks.pop(run.record.reference, None)
 
