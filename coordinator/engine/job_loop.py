@@ -55,6 +55,7 @@ class JobLoop:
             except WorldError as error:
                 await self._wait_for_the_world(run, error)
         run.turn = None
+        self.world.eligibility.forget(run.record.reference)
         self.wake()
 
     def wake(self) -> None:
@@ -256,5 +257,4 @@ class JobLoop:
                 now=self.world.clock.now(),
             )
         )
-        self.world.eligibility.forget(run.record.reference)
         await run.announce()
