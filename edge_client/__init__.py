@@ -2,8 +2,8 @@
 
 import os
 
+import headwater  # noqa: F401  (before anything imports onnxruntime: see there)
+
 # gRPC's core writes to standard error by itself, and reads this when it is first imported. What
 # matters of it comes as an error of a call, too.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
-import headwater  # noqa: E402, F401  (before anything imports onnxruntime: see there)
