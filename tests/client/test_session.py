@@ -411,7 +411,7 @@ async def test_a_plan_too_big_for_the_memory_is_declined_before_its_graphs_are_f
     await fleet.next("welcomed")
     fleet.push(assignment=job.assignment(1))
     reason = (await fleet.next("decline")).reason
-    assert "plan 'tiny' with batch size 4 needs about 1.05e+06 TiB of memory" in reason
+    assert "plan 'tiny' with batch size 4 needs about 1,099,511,627,776 MiB of memory" in reason
     assert [digest for digest, _ in fleet.fetches] == [job.plan_digest]
 
 
