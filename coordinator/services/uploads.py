@@ -1,9 +1,12 @@
 """Updates on their way into the ledger: offered, received, durable, accepted."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -13,7 +16,14 @@ from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import is_digest
 from coordinator.services.spool import upload_path
 from coordinator.services.upload import Upload
-from headwater.errors import ConflictError, NotFoundError, UpdateError
+from coordinator.services.upload_streams import Stream, UploadStreams
+from headwater.errors import (
+    ConflictError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+    UpdateError,
+)
 from headwater.updates import encoding_named, maximum_update_bytes
 from headwater.v1 import fleet_pb2
 from storage import rounds as round_repository
@@ -26,9 +36,17 @@ from storage.records import (
     UpdateFacts,
 )
 
+T = TypeVar("T")
+
 _log = logging.getLogger("headwater.uploads")
 
-CONCURRENT_UPLOADS = 16
+UPLOAD_MEMORY_BYTES = 32 * 2**20
+"""What one upload may hold: 16 MiB that gRPC reads ahead, a message of at most 8 MiB while it is
+decoded, and a block's values in double precision."""
+
+UPLOADS_MEMORY_BYTES = 512 * 2**20
+
+CONCURRENT_UPLOADS = UPLOADS_MEMORY_BYTES // UPLOAD_MEMORY_BYTES
 """Uploads received at once; the others are told to come again, and hold no bytes meanwhile."""
 
 EXAMPLES_LIMIT = 2**40
@@ -44,10 +62,13 @@ _WAIT_SECONDS = 0.2
 class Uploads:
     """The updates that are arriving. Used on the event loop; disk work goes to worker threads."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limit: int = CONCURRENT_UPLOADS) -> None:
         self._engine = engine
         self._world = engine.world
-        self._receiving: dict[int, object] = {}
+        self._limit = limit
+        self._streams = UploadStreams()
+        self._receiving: set[int] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def offered(
         self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
@@ -70,14 +91,14 @@ class Uploads:
             await self._reject(run, live, fault)
             return _not_needed(fault)
         if run.round and run.round.record.purpose is RoundPurpose.EVALUATE:
-            return _have_it(await self._accept(run, live, request, 0.0, 0))
-        if len(self._receiving) >= CONCURRENT_UPLOADS:
+            return await self._to_its_end(self._measured(run, live, request))
+        if len(self._receiving - {live.record.id}) >= self._limit:
             return fleet_pb2.OfferResponse(
                 verdict=fleet_pb2.OFFER_VERDICT_COME_AT,
                 wait_seconds=_WAIT_SECONDS,
-                reason=f"{CONCURRENT_UPLOADS} uploads are under way",
+                reason=f"{self._limit} uploads are under way",
             )
-        return await self._invite(run, live, request)
+        return await self._to_its_end(self._invite(run, live, request))
 
     async def after_the_round(self, request: fleet_pb2.OfferRequest) -> fleet_pb2.OfferResponse:
         """Answer an offer for an assignment that has ended: the receipt, or why it is not needed.
@@ -85,15 +106,9 @@ class Uploads:
         Raises:
             NotFoundError: there is no such assignment of this client.
         """
-        record = await self._world.database.read(
-            partial(round_repository.assignment, assignment_id=request.assignment_id)
-        )
-        if record.client_id != request.client_id:
-            raise NotFoundError(f"assignment {record.id} is not this client's")
-        if record.state is AssignmentState.ACCEPTED and record.update_digest == request.digest:
-            return fleet_pb2.OfferResponse(
-                verdict=fleet_pb2.OFFER_VERDICT_HAVE_IT, receipt=receipt_of(record)
-            )
+        record = await self._recorded(request.assignment_id, request.client_id)
+        if has_accepted(record, request.digest):
+            return _have_it(receipt_of(record))
         if record.state is AssignmentState.EXPIRED:
             record = await self._note_late(record)
         return _not_needed(f"the assignment is {record.state}: {record.reason}")
@@ -103,42 +118,62 @@ class Uploads:
     ) -> fleet_pb2.Receipt:
         """Receive an upload to its end, or until its round needs it no more.
 
+        An upload that was accepted already gets its receipt again.
+
         Raises:
             ConflictError: it was not offered, or a newer stream sends it.
+            NotFoundError: there is no such assignment of this client.
+            UnavailableError: too many uploads are under way.
             UpdateError: it is damaged or not what was announced; the assignment is rejected.
         """
         found = self._engine.find(header.assignment_id, header.client_id)
-        if found is None:
-            return _turned_away(header)
-        offer = found[1].offer
-        if offer is None or offer.digest != header.digest:
-            raise ConflictError(f"offer the update of assignment {header.assignment_id} first")
-        stream = self._receiving[header.assignment_id] = object()
+        if found is None or not found[1].pending:
+            record = await self._recorded(header.assignment_id, header.client_id)
+            accepted = has_accepted(record, header.digest)
+            return receipt_of(record) if accepted else _turned_away(header)
+        stream = Stream()
         try:
-            return await self._receive(*found, offer, header, requests, stream)
+            return await self._to_its_end(self._receive(*found, header, requests, stream))
         finally:
-            if self._receiving.get(header.assignment_id) is stream:
-                del self._receiving[header.assignment_id]
+            stream.cut()
 
     async def _receive(
         self,
         run: JobRun,
         live: LiveAssignment,
-        offer: fleet_pb2.OfferRequest,
         header: fleet_pb2.SubmitHeader,
         requests: AsyncIterator[fleet_pb2.SubmitRequest],
-        stream: object,
+        stream: Stream,
+    ) -> fleet_pb2.Receipt:
+        async with self._streams.turn(header.assignment_id, stream):
+            offer = live.offer
+            if offer is None or offer.digest != header.digest:
+                raise ConflictError(f"offer the update of assignment {header.assignment_id} first")
+            if len(self._receiving) >= self._limit:
+                raise UnavailableError(f"{self._limit} uploads are under way: offer it again")
+            self._receiving.add(header.assignment_id)
+            try:
+                async with aclosing(stream.messages(requests)) as messages:
+                    return await self._take(run, live, offer, header, messages)
+            finally:
+                self._receiving.discard(header.assignment_id)
+
+    async def _take(
+        self,
+        run: JobRun,
+        live: LiveAssignment,
+        offer: fleet_pb2.OfferRequest,
+        header: fleet_pb2.SubmitHeader,
+        messages: AsyncIterator[fleet_pb2.SubmitRequest],
     ) -> fleet_pb2.Receipt:
         began = self._world.clock.monotonic()
         upload = await self._world.work(self._open, run, header.assignment_id, offer)
         try:
             if upload.offset_bytes != header.from_byte:
                 raise ConflictError(f"send the update from byte {upload.offset_bytes}")
-            async for request in requests:
-                if self._receiving.get(header.assignment_id) is not stream:
-                    raise ConflictError("a newer stream sends this update")
+            async for request in messages:
                 if not wanted(run, live):
-                    upload.discard()
+                    await self._world.work(upload.discard)
                     return _turned_away(header)
                 live.lease_ends = self._world.clock.monotonic() + self._world.lease_seconds
                 await self._world.work(upload.append, request.frame.checksum, request.frame.payload)
@@ -147,41 +182,89 @@ class Uploads:
             await self._world.work(upload.finish)
             await self._world.work(self._world.blobs.adopt, upload.path, offer.digest)
         except UpdateError as error:
-            upload.discard()
+            await self._world.work(upload.discard)
             await self._reject(run, live, str(error))
             raise
         except BaseException:
-            upload.pause()
+            with suppress(StorageError):  # the first failure is the one to tell
+                upload.pause()
             raise
         seconds = self._world.clock.monotonic() - began
         try:
-            record = await self._accept(run, live, offer, upload.norm, upload.offset_bytes, seconds)
+            return await self._accept(run, live, offer, upload.norm, upload.offset_bytes, seconds)
         except ConflictError:
             if wanted(run, live):
                 raise
             return _turned_away(header)  # the round closed while the update became durable
-        return _receipt(record)
 
     async def _invite(
         self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
     ) -> fleet_pb2.OfferResponse:
-        live.offer = request
-        await self._world.database.write(
-            partial(
-                round_repository.advance_assignment,
-                assignment_id=live.record.id,
-                state=AssignmentState.UPLOADING,
-                update_digest=request.digest,
-                now=self._world.clock.now(),
-            )
-        )
-        live.state = AssignmentState.UPLOADING
-        from_byte = 0
-        if self._path(live.record.id, request.digest).exists():
-            upload = await self._world.work(self._open, run, live.record.id, request)
-            from_byte = upload.offset_bytes
-            upload.pause()
+        async with self._streams.turn(live.record.id, Stream()):
+            if not live.pending:
+                return await self.after_the_round(request)  # the stream before had just ended
+            live.offer = request
+            try:
+                await self._world.database.write(
+                    partial(
+                        round_repository.advance_assignment,
+                        assignment_id=live.record.id,
+                        state=AssignmentState.UPLOADING,
+                        update_digest=request.digest,
+                        now=self._world.clock.now(),
+                    )
+                )
+            except ConflictError:
+                return await self._catch_up(run, live, request)
+            live.state = AssignmentState.UPLOADING
+            from_byte = 0
+            if self._path(live.record.id, request.digest).exists():
+                upload = await self._world.work(self._open, run, live.record.id, request)
+                from_byte = upload.offset_bytes
+                upload.pause()
         return fleet_pb2.OfferResponse(verdict=fleet_pb2.OFFER_VERDICT_SEND, from_byte=from_byte)
+
+    async def _measured(
+        self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
+    ) -> fleet_pb2.OfferResponse:
+        """Take an evaluation: its metrics came with the offer."""
+        try:
+            return _have_it(await self._accept(run, live, request, 0.0, 0))
+        except ConflictError:
+            return await self._catch_up(run, live, request)
+
+    async def _catch_up(
+        self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
+    ) -> fleet_pb2.OfferResponse:
+        """The assignment has ended in the database and not in memory: that one is right."""
+        record = await self._recorded(live.record.id, request.client_id)
+        live.state = record.state
+        run.changed.set()
+        return await self.after_the_round(request)
+
+    async def _recorded(self, assignment_id: int, client_id: str) -> AssignmentRecord:
+        """A client's assignment from the ledger; raises NotFoundError."""
+        record = await self._world.database.read(
+            partial(round_repository.assignment, assignment_id=assignment_id)
+        )
+        if record.client_id != client_id:
+            raise NotFoundError(f"assignment {assignment_id} is not this client's")
+        return record
+
+    def _to_its_end(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        """What comes of `work`, which goes on when its caller is cut.
+
+        So what is in the hands of the disk or the database is finished, and memory follows.
+        """
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return asyncio.shield(task)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.debug("an upload ended: %s", error)  # its caller is told too, if it is still there
 
     async def _accept(
         self,
@@ -191,7 +274,7 @@ class Uploads:
         norm: float,
         bytes_up: int,
         upload_seconds: float = 0.0,
-    ) -> ReceiptRecord:
+    ) -> fleet_pb2.Receipt:
         facts = UpdateFacts(
             digest=offer.digest,
             size_bytes=offer.size_bytes,
@@ -217,7 +300,7 @@ class Uploads:
         live.state = AssignmentState.ACCEPTED
         run.changed.set()
         self._engine.wake()
-        return receipt
+        return _receipt(receipt)
 
     async def _reject(self, run: JobRun, live: LiveAssignment, reason: str) -> None:
         _log.warning(
@@ -254,7 +337,7 @@ def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
     if fault:
         return fault
     if run.round and run.round.record.purpose is RoundPurpose.EVALUATE:
-        return ""
+        return "it has an update; an evaluation brings metrics alone" if request.digest else ""
     if request.encoding != ENCODING:
         return f"it is encoded as {request.encoding!r}; {ENCODING} was asked for"
     if not is_digest(request.digest):
@@ -303,6 +386,11 @@ def metrics_fault(metrics: Mapping[str, float]) -> str:
     return ""
 
 
+def has_accepted(record: AssignmentRecord, digest: str) -> bool:
+    """Whether this update is the one that was accepted; an evaluation's digest is empty."""
+    return record.state is AssignmentState.ACCEPTED and (record.update_digest or "") == digest
+
+
 def receipt_of(record: AssignmentRecord) -> fleet_pb2.Receipt:
     """The receipt of an accepted assignment, again."""
     return fleet_pb2.Receipt(
@@ -327,10 +415,8 @@ def _turned_away(header: fleet_pb2.SubmitHeader) -> fleet_pb2.Receipt:
     )
 
 
-def _have_it(record: ReceiptRecord) -> fleet_pb2.OfferResponse:
-    return fleet_pb2.OfferResponse(
-        verdict=fleet_pb2.OFFER_VERDICT_HAVE_IT, receipt=_receipt(record)
-    )
+def _have_it(receipt: fleet_pb2.Receipt) -> fleet_pb2.OfferResponse:
+    return fleet_pb2.OfferResponse(verdict=fleet_pb2.OFFER_VERDICT_HAVE_IT, receipt=receipt)
 
 
 def _not_needed(reason: str) -> fleet_pb2.OfferResponse:

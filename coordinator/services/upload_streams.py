@@ -1,0 +1,83 @@
+"""Who writes an assignment's part of an upload: one stream at a time, and the newest wins.
+
+A stream whose device vanished without a word may look alive for half a minute. The device comes
+back before that, and must not wait for it, and the two must not write one file.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from headwater.errors import ConflictError
+
+T = TypeVar("T")
+
+NEWER = "a newer stream sends this update"
+
+
+class Stream:
+    """One stream's turn; it ends at its next message once the stream was cut."""
+
+    def __init__(self) -> None:
+        self._cut = asyncio.Event()
+
+    def cut(self) -> None:
+        """Its device is gone, or sends anew."""
+        self._cut.set()
+
+    def check(self) -> None:
+        """Raises ConflictError when it was cut."""
+        if self._cut.is_set():
+            raise ConflictError(NEWER)
+
+    async def messages(self, requests: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+        """What comes, until its end or until the stream is cut.
+
+        Raises:
+            ConflictError: it was cut.
+        """
+        cut = asyncio.ensure_future(self._cut.wait())
+        try:
+            while (message := await self._next(requests, cut)) is not None:
+                yield message
+        finally:
+            cut.cancel()
+
+    async def _next(self, requests: AsyncIterator[T], cut: asyncio.Future[Any]) -> T | None:
+        coming = asyncio.ensure_future(anext(requests, None))
+        try:
+            await asyncio.wait({coming, cut}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not coming.done():
+                coming.cancel()
+        self.check()
+        return await coming
+
+
+class UploadStreams:
+    """The newest stream of each assignment. Used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._newest: dict[int, Stream] = {}
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def turn(self, assignment_id: int, stream: Stream) -> AsyncIterator[None]:
+        """Cut the assignment's stream, wait for its end, and be the only one until a newer comes.
+
+        Raises:
+            ConflictError: a newer one came while this one waited.
+        """
+        if (older := self._newest.get(assignment_id)) is not None:
+            older.cut()
+        self._newest[assignment_id] = stream
+        lock = self._turns.setdefault(assignment_id, asyncio.Lock())
+        try:
+            async with lock:
+                stream.check()
+                yield
+        finally:
+            if self._newest.get(assignment_id) is stream:
+                del self._newest[assignment_id]
