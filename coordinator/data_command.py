@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from headwater.partitioning.split import PartReport, SplitReport, SplitRequest, split
 
 _MOST_LABELS = 20
