@@ -2,14 +2,15 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from edge_client.journal import HeldUpdate, Journal
 from edge_client.patience import Patience
 from edge_client.transfer import Transfer
 from edge_client.work import Work
-from headwater.errors import UnavailableError
+from headwater.errors import ConflictError, UnavailableError
 from headwater.v1 import fleet_pb2
-from headwater.v1.fleet_pb2 import OfferResponse, Receipt
+from headwater.v1.fleet_pb2 import OfferRequest, OfferResponse, Receipt
 
 _log = logging.getLogger("headwater.client")
 _SHORTEST_WAIT_SECONDS = 0.05
@@ -50,13 +51,18 @@ class Delivery:
         try:
             answer = await self._transfer.offer(held.offer)
             if answer.verdict == fleet_pb2.OFFER_VERDICT_SEND and held.path is not None:
-                receipt = await self._transfer.submit(
-                    held.offer, held.path, answer.from_byte, work.report_transfer
-                )
-                return _word_of(receipt)
+                return _word_of(await self._send(work, held.offer, held.path, answer.from_byte))
         finally:
             work.in_call = False
         return await self._obey(answer)
+
+    async def _send(self, work: Work, offer: OfferRequest, path: Path, from_byte: int) -> Receipt:
+        try:
+            return await self._transfer.submit(offer, path, from_byte, work.report_transfer)
+        except ConflictError as error:
+            # The coordinator has other bytes of it than it said, or another stream: the next offer
+            # tells where to go on, or that the update is not needed.
+            raise UnavailableError(f"the update is offered again: {error}") from error
 
     async def _obey(self, answer: OfferResponse) -> FinalWord | None:
         """None where the offer must be repeated."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_client.seeds import seed_of_epoch, seed_of_step
-from headwater.errors import DiskFullError, NotFoundError
+from headwater.errors import ConflictError, DiskFullError, NotFoundError
 from headwater.manifest import PeakMemory
 from headwater.updates import StoredUpdate, encoding_named
 from headwater.v1 import fleet_pb2 as pb
@@ -164,6 +164,30 @@ async def test_a_final_answer_ends_the_delivery(
     await fleet.next("update")
     assert list(fleet.updates) == [2]
     assert recent(device)[0]["outcome"] == outcome
+
+
+@pytest.mark.parametrize(
+    "reason", ["offer the update first", "send the update from byte 7", "a newer stream sends it"]
+)
+async def test_a_stream_out_of_step_offers_again(
+    fleet: FakeFleet, device: Device, reason: str
+) -> None:
+    """What the coordinator does not expect now it tells at the next offer: nothing is lost."""
+    job = TinyJob(fleet)
+    await fleet.next("welcomed")
+
+    async def refuse(*_: Any) -> pb.SubmitResponse:
+        fleet.submit_hook = None
+        raise ConflictError(reason)
+
+    fleet.submit_hook = refuse
+    fleet.push(assignment=job.assignment(1))
+    await fleet.next("submit")
+    await fleet.next("update")
+    fleet.push(assignment=job.assignment(2))
+    await fleet.next("update")
+    assert recent(device)[0]["outcome"] == "accepted"
+    assert "failure" not in fleet.unread()
 
 
 async def test_come_at_waits_and_offers_again(fleet: FakeFleet, device: Device) -> None:
