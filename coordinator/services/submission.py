@@ -1,5 +1,7 @@
 """A job on its way in: the job file checked again, the plan verified, the first weights made."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 
 from sqlalchemy.orm import Session
@@ -8,7 +10,7 @@ from coordinator.engine.world import World
 from coordinator.jobs.job_file import parse_job
 from coordinator.jobs.job_spec import JobSpec, metric_name
 from coordinator.services.checks import checked_digest
-from headwater.errors import ConflictError, JobFileError, PlanError
+from headwater.errors import ConflictError, HeadwaterError, JobFileError, PlanError
 from headwater.layout import Layout, Weights
 from headwater.manifest import Manifest
 from headwater.plan import MANIFEST, WEIGHTS, Plan
@@ -25,7 +27,7 @@ PIN_HOLDER = "submission"
 
 
 async def submit_job(world: World, request: control_pb2.SubmitJobRequest) -> JobRecord:
-    """Check a submission and write the job.
+    """Check a submission and write the job; when it is refused, its blobs are not kept for it.
 
     Raises:
         JobFileError: the job file is wrong, or does not belong to the plan.
@@ -33,6 +35,14 @@ async def submit_job(world: World, request: control_pb2.SubmitJobRequest) -> Job
         ConflictError: a blob of the plan was not sent.
         NotFoundError: the version to start from does not exist.
     """
+    try:
+        return await _submit(world, request)
+    except HeadwaterError:
+        await _unpin(world, request.plan_digest)
+        raise
+
+
+async def _submit(world: World, request: control_pb2.SubmitJobRequest) -> JobRecord:
     spec = parse_job(request.job_file, request.job_file_name or "job.toml")
     plan = await world.work(_plan, world, checked_digest(request.plan_digest))
     fault = mismatch(spec, plan.manifest)
@@ -40,7 +50,12 @@ async def submit_job(world: World, request: control_pb2.SubmitJobRequest) -> Job
         raise JobFileError(f"{fault}: compile the job file again")
     parent = await _parent(world, spec)
     weights = await world.work(_first_weights, world, plan, parent)
-    digest = await world.work(world.blobs.write, weights_chunks(plan.manifest.layout, weights))
+    chunks = weights_chunks(plan.manifest.layout, weights)
+    temporary, digest = await world.work(world.blobs.prepare, chunks)
+    await world.database.write(
+        partial(blob_repository.pin, digest=digest, holder=PIN_HOLDER, now=world.clock.now())
+    )
+    await world.work(world.blobs.adopt, temporary, digest)
     return await world.database.write(
         partial(
             _write,
@@ -52,6 +67,19 @@ async def submit_job(world: World, request: control_pb2.SubmitJobRequest) -> Job
             parent=parent,
         )
     )
+
+
+async def _unpin(world: World, plan_digest: str) -> None:
+    """Let the blobs of a refused submission go; what cannot be found out expires."""
+    with suppress(HeadwaterError):  # the refusal is what is told
+        manifest = Manifest.from_bytes(await world.work(world.blobs.read, plan_digest))
+        digests = [plan_digest, *(member.digest for member in manifest.members.values())]
+        await world.database.write(partial(_write_unpinned, digests=digests))
+
+
+def _write_unpinned(session: Session, *, digests: Iterable[str]) -> None:
+    for digest in digests:
+        blob_repository.unpin(session, digest=digest, holder=PIN_HOLDER)
 
 
 def mismatch(spec: JobSpec, manifest: Manifest) -> str:
@@ -144,6 +172,5 @@ def _write(
         parent_version_id=parent.id if parent else None,
         now=now,
     )
-    for digest in members.values():
-        blob_repository.unpin(session, digest=digest, holder=PIN_HOLDER)
+    _write_unpinned(session, digests=[*members.values(), weights_digest])
     return record

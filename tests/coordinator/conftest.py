@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.author import compile_job
+from coordinator.compiler.compile import CompiledPlan
 from coordinator.engine.attendance import Attendance
 from coordinator.engine.world import World
 from storage.blob_directory import BlobDirectory
 from storage.database import Database, open_database
 from tests.storage.world import World as Rows
+from tests.system.training import write_job
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -25,6 +28,12 @@ class StoppedClock:
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> None:
         raise AssertionError("nothing here waits")
+
+
+@pytest.fixture(scope="session")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> CompiledPlan:
+    """The tiny plan of the system tests."""
+    return compile_job(write_job(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture
