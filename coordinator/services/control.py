@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import grpc.aio
 from sqlalchemy.orm import Session
@@ -199,7 +200,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> int:
         """Write a stream to a synced file; returns its size in bytes."""
         hasher, size_bytes, request = hashlib.sha256(), 0, first
-        file = await self._world.work(path.open, "wb")
+        file = await self._world.work(_created, path)
         try:
             while request is not None:
                 size_bytes += len(request.data)
@@ -210,7 +211,13 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 request = await anext(requests, None)
             await self._world.work(durable_files.sync, file, path)
         finally:
-            file.close()
+            with suppress(OSError):  # it flushes again what did not fit; that has been told
+                file.close()
         if hasher.hexdigest() != digest:
             raise UpdateError(f"the bytes have the digest {hasher.hexdigest()}, not {digest}")
         return size_bytes
+
+
+def _created(path: Path) -> BinaryIO:
+    with durable_files.told(path):
+        return path.open("wb")

@@ -7,6 +7,7 @@ what is read back from disk and verified again.
 import hashlib
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,8 @@ class Upload:
 
     def discard(self) -> None:
         """Close and remove the file."""
-        self._file.close()
+        with suppress(OSError):  # what did not fit on the disk is not wanted any more
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
     def _begin(self) -> None:
