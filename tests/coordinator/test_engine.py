@@ -1,0 +1,444 @@
+"""Rounds under a clock that jumps: deadlines, leases, recovery and what must not stop a job."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.compiler.compile import CompiledPlan
+from coordinator.engine.attendance import Attendance, Attendee
+from coordinator.engine.engine import Engine
+from coordinator.engine.policy import ABANDONED_IN_A_ROW
+from coordinator.engine.world import World
+from coordinator.services.submission import submit_job
+from coordinator.services.uploads import Uploads
+from headwater.v1 import control_pb2
+from headwater.v1 import fleet_pb2 as pb
+from storage import history
+from storage import rounds as round_repository
+from storage.blob_directory import BlobDirectory
+from storage.database import Database, open_database
+from storage.records import AssignmentState as A
+from storage.records import JobState, RoundRecord, RoundState
+from tests.plans import compile_case
+from tests.system.device import Update, frames_of, make_update
+from tests.zoo import ZOO
+
+LEASE, DEADLINE = 30.0, 100.0
+JOB = """
+name = "job"
+dataset = "data"
+seed = 5
+[model]
+factory = "model:Net"
+loss = "cross_entropy"
+metrics = ["accuracy"]
+input = { shape = [20], dtype = "float32" }
+target = { shape = [], dtype = "int64" }
+[train]
+optimizer = { name = "sgd", learning_rate = 0.1 }
+local_steps = 1
+batch_size = 8
+[rounds]
+count = 2
+cohort = 2
+quorum = 1
+deadline_seconds = 100
+evaluate = { on = [] }
+"""
+
+
+class JumpingClock:
+    """Time passes only in `jump`, and then all who wait look again."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._jumped = asyncio.Condition()
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    async def wait(self, event: asyncio.Event, seconds: float | None) -> None:
+        end = None if seconds is None else self.seconds + seconds
+        woken = asyncio.create_task(event.wait())
+        over = asyncio.create_task(self._reach(end))
+        _, pending = await asyncio.wait({woken, over}, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+
+    async def _reach(self, end: float | None) -> None:
+        async with self._jumped:
+            await self._jumped.wait_for(lambda: end is not None and self.seconds >= end)
+
+    async def jump(self, seconds: float) -> None:
+        async with self._jumped:
+            self.seconds += seconds
+            self._jumped.notify_all()
+
+
+class Device:
+    """A client without a process: its attendance, and what it would send."""
+
+    def __init__(self, rig: "Rig", name: str) -> None:
+        hello = pb.Hello(
+            client_id=f"{sum(name.encode()):032x}", instance_id=f"{id(self):032x}", name=name,
+            datasets=[pb.Dataset(name="data", example_count=8)], encodings=["fp32"],
+        )  # fmt: skip
+        self.rig = rig
+        self.attendee = Attendee(hello.client_id, hello.instance_id, name, "host", hello)
+
+    async def next(self, kind: str) -> pb.AttendResponse:
+        """The next directive of a kind; others are passed over."""
+        while True:
+            message = await asyncio.wait_for(self.attendee.outbox.get(), 20)
+            assert message is not None, "the stream ended"
+            if message.WhichOneof("message") == kind:
+                return message
+
+    async def assigned(self) -> pb.Assignment:
+        return (await self.next("assignment")).assignment
+
+    async def deliver(self, assignment: pb.Assignment, update: Update | None = None) -> pb.Receipt:
+        """Offer and send an update as a device does."""
+        update = update or make_update(self.rig.plan.manifest.layout)
+        offer = pb.OfferRequest(
+            assignment_id=assignment.assignment_id, client_id=self.attendee.client_id,
+            digest=update.digest, size_bytes=len(update.encoded), encoding="fp32",
+            summary=pb.UpdateSummary(examples=8, metrics_after={"loss": 1.0, "accuracy": 0.5}),
+        )  # fmt: skip
+        found = self.rig.engine.find(assignment.assignment_id, self.attendee.client_id)
+        assert found is not None
+        answer = await self.rig.uploads.offered(*found, offer)
+        assert answer.verdict == pb.OFFER_VERDICT_SEND, answer
+        header = pb.SubmitHeader(
+            assignment_id=assignment.assignment_id, client_id=self.attendee.client_id,
+            digest=update.digest, from_byte=answer.from_byte,
+        )  # fmt: skip
+        return await self.rig.uploads.received(header, _stream(update))
+
+
+async def _stream(update: Update) -> AsyncIterator[pb.SubmitRequest]:
+    for one in frames_of(update):
+        yield pb.SubmitRequest(frame=one)
+
+
+class Rig:
+    """A coordinator without a server, on a real database, under a jumping clock."""
+
+    def __init__(self, folder: Path, database: Database, plan: CompiledPlan) -> None:
+        self.plan, self.clock, self.folder = plan, JumpingClock(), folder
+        (folder / "spool").mkdir(exist_ok=True)
+        self.world = World(
+            database=database, blobs=BlobDirectory(folder / "blobs"), spool=folder / "spool",
+            clock=self.clock, attendance=Attendance(), held_out={}, threads=1, lease_seconds=LEASE,
+        )  # fmt: skip
+        self.engine = Engine(self.world)
+        self.uploads = Uploads(self.engine)
+
+    async def attend(self, *names: str) -> list[Device]:
+        devices = [Device(self, name) for name in names]
+        for one in devices:
+            await self.world.database.write(lambda s, one=one: _register(s, one.attendee.hello))
+            self.world.attendance.enter(one.attendee)
+        self.engine.wake()
+        return devices
+
+    async def submit(self, **changes: str) -> str:
+        text = JOB
+        for key, value in changes.items():
+            before = next(line for line in JOB.splitlines() if line.startswith(f"{key} ="))
+            text = text.replace(before, f"{key} = {value}")
+        self.world.blobs.write(self.plan.manifest.to_bytes())
+        for member in self.plan.manifest.members:
+            self.world.blobs.write(self.plan.read(member))
+        request = control_pb2.SubmitJobRequest(job_file=text, plan_digest=self.plan.digest)
+        record = await submit_job(self.world, request)
+        await self.engine.take_up(record)
+        return record.reference
+
+    async def news(self, reference: str, wanted: str) -> None:
+        """Wait until the job is in a state, or waits for something that begins like this."""
+        run = self.engine.runs.get(reference)
+        while run is not None and not (
+            run.record.state == wanted or run.waiting_for.startswith(wanted)
+        ):
+            await asyncio.wait_for(run.news_after(run.news), 20)
+
+    async def round(self, reference: str, number: int) -> RoundRecord:
+        return await self.world.database.read(lambda s: history.round(s, reference, number))
+
+    async def ended(self, reference: str, number: int) -> RoundRecord:
+        """The round once it has ended."""
+        run = self.engine.runs.get(reference)
+        while True:
+            news = run.news if run else 0
+            rounds = await self.world.database.read(lambda s: history.rounds(s, reference))
+            found = [one for one in rounds if one.number == number and one.ended_at]
+            if found:
+                return await self.round(reference, number)
+            assert run is not None
+            await asyncio.wait_for(run.news_after(news), 20)
+
+    async def stop(self) -> None:
+        await self.engine.stop()
+        self.world.end()
+
+
+def _register(session, hello):
+    from storage import clients
+
+    return clients.register(
+        session, client_id=hello.client_id, name=hello.name, tags={}, profile={}, hostname="host",
+        instance_id=hello.instance_id, insecure=False, now=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def plan() -> CompiledPlan:
+    optimizer = {"name": "sgd", "learning_rate": 0.1}
+    return compile_case(ZOO["mlp"], "job", optimizer=optimizer, metrics=["accuracy"])
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with open_database(f"sqlite:///{tmp_path / 'headwater.db'}", create=True) as database:
+        yield database
+
+
+@asynccontextmanager
+async def rigged(folder: Path, database: Database, plan: CompiledPlan) -> AsyncIterator[Rig]:
+    rig = Rig(folder, database, plan)
+    await rig.engine.start()
+    yield rig
+    await rig.stop()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, database: Database, plan: CompiledPlan) -> AsyncIterator[Rig]:
+    async with rigged(tmp_path, database, plan) as rig:
+        yield rig
+
+
+async def test_a_round_closes_at_its_deadline_with_its_quorum(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    job = await rig.submit()
+    first, second = await a.assigned(), await b.assigned()
+    assert (first.round_number, first.deadline_seconds) == (1, DEADLINE)
+    await a.deliver(first)
+    _keep_alive(rig, second)
+    await rig.clock.jump(DEADLINE)
+    ended = await rig.ended(job, 1)
+    assert (ended.state, ended.reason) == (RoundState.COMMITTED, "1 accepted at the deadline")
+    rows = {one.client_name: one for one in ended.assignments}
+    assert rows["b"].state is A.EXPIRED
+    assert rows["a"].weight == 1.0
+    cancel = (await b.next("cancel")).cancel
+    assert cancel.assignment_id == second.assignment_id
+
+
+async def test_a_silent_client_costs_one_lease_and_is_left_out_for_a_while(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    job = await rig.submit()
+    first, _ = await a.assigned(), await b.assigned()
+    await a.deliver(first)
+    await rig.clock.jump(LEASE)
+    rows = {one.client_name: one for one in (await rig.ended(job, 1)).assignments}
+    assert (rows["b"].state, rows["b"].reason) == (A.EXPIRED, "no sign of life for 30 s")
+    await a.deliver(await a.assigned())
+    second = await rig.ended(job, 2)
+    assert [one.client_name for one in second.assignments] == ["a"]
+    assert any("it fell silent" in reason for reason in second.not_selected)
+
+
+async def test_below_the_quorum_a_round_is_abandoned_and_after_five_the_job_pauses(
+    rig: Rig,
+) -> None:
+    (a,) = await rig.attend("a")
+    job = await rig.submit(cohort="1")
+    base = (await rig.world.database.read(lambda s: history.job(s, job))).latest_weights_digest
+    for number in range(1, ABANDONED_IN_A_ROW + 1):
+        assignment = await a.assigned()
+        assert assignment.weights_digest == base, "an abandoned round changes no weights"
+        _keep_alive(rig, assignment)
+        await rig.clock.jump(DEADLINE)
+        assert (await rig.ended(job, number)).state is RoundState.ABANDONED
+    await rig.news(job, JobState.PAUSED)
+    record = await rig.world.database.read(lambda s: history.job(s, job))
+    assert (record.state, record.state_reason) == (
+        JobState.PAUSED, "5 rounds in a row were abandoned"
+    )  # fmt: skip
+    await rig.engine.change(job, JobState.RUNNING, "resumed")
+    await a.deliver(await a.assigned())
+    assert (await rig.ended(job, ABANDONED_IN_A_ROW + 1)).state is RoundState.COMMITTED
+
+
+async def test_an_update_that_was_damaged_on_disk_is_left_out_and_the_round_goes_on(
+    rig: Rig,
+) -> None:
+    a, b = await rig.attend("a", "b")
+    job = await rig.submit()
+    bad = make_update(rig.plan.manifest.layout, 0.5)
+    await a.deliver(await a.assigned(), bad)
+    path = rig.world.blobs.path(bad.digest)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    await b.deliver(await b.assigned())
+    ended = await rig.ended(job, 1)
+    assert ended.state is RoundState.COMMITTED
+    rows = {one.client_name: one for one in ended.assignments}
+    assert rows["a"].state is A.REJECTED
+    assert "is damaged on disk" in rows["a"].reason
+    assert rows["b"].weight == 1.0
+
+
+async def test_held_out_data_that_is_not_bound_costs_metrics_and_not_the_round(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    job = await rig.submit(evaluate='{ on = ["coordinator"] }')
+    for _ in range(2):
+        await a.deliver(await a.assigned())
+        await b.deliver(await b.assigned())
+    assert (await rig.ended(job, 2)).state is RoundState.COMMITTED
+    events = await rig.world.database.read(lambda s: history.events(s, job))
+    told = [one.message for one in events if one.kind == "evaluation.failed"]
+    assert told == ["no held-out data is bound: headwater serve --data data=PATH"]
+
+
+async def test_a_cancelled_job_abandons_its_round_and_frees_its_clients(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    first = await rig.submit()
+    await a.assigned()
+    await rig.engine.change(first, JobState.CANCELLED, "enough")
+    assert (await rig.ended(first, 1)).state is RoundState.ABANDONED
+    await a.next("cancel")
+    second = await rig.submit()
+    await a.deliver(await a.assigned())
+    await b.next("cancel")
+    await b.deliver(await b.assigned())
+    assert (await rig.ended(second, 1)).state is RoundState.COMMITTED
+
+
+async def test_a_restart_goes_on_in_the_same_round_to_the_same_weights(
+    tmp_path: Path, plan: CompiledPlan
+) -> None:
+    updates = [make_update(plan.manifest.layout, change) for change in (0.25, -0.5)]
+    digests = []
+    for name in ("undisturbed", "interrupted"):
+        folder = tmp_path / name
+        folder.mkdir()
+        with open_database(f"sqlite:///{folder / 'headwater.db'}", create=True) as database:
+            async with rigged(folder, database, plan) as rig:
+                a, b = await rig.attend("a", "b")
+                job = await rig.submit(count="1")
+                await a.deliver(await a.assigned(), updates[0])
+                waiting = await b.assigned()
+                if name == "undisturbed":
+                    await b.deliver(waiting, updates[1])
+                    digests.append(await _digest(rig, job))
+                    continue
+            async with rigged(folder, database, plan) as again:
+                (b,) = await again.attend("b")
+                found = again.engine.assignments_of(b.attendee.client_id)
+                assert [live.record.id for _, live in found] == [waiting.assignment_id]
+                await b.deliver(waiting, updates[1])
+                digests.append(await _digest(again, job))
+    assert digests[0] == digests[1]
+
+
+async def test_a_round_that_was_closing_is_folded_again_after_a_restart(
+    tmp_path: Path, database: Database, plan: CompiledPlan
+) -> None:
+    async with rigged(tmp_path, database, plan) as rig:
+        a, b = await rig.attend("a", "b")
+        job = await rig.submit(count="1")
+        await a.deliver(await a.assigned())
+        await b.assigned()
+    record = await _unfinished(database, job)
+    await database.write(
+        lambda s: round_repository.close(
+            s, round_id=record.id, reason="it was closing", now=rig.clock.now()
+        )
+    )
+    async with rigged(tmp_path, database, plan) as again:
+        ended = await again.ended(job, 1)
+    assert (ended.state, ended.reason) == (RoundState.COMMITTED, "it was closing")
+    rows = {one.client_name: one for one in ended.assignments}
+    assert (rows["a"].weight, rows["b"].state) == (1.0, A.EXPIRED)
+
+
+async def test_a_job_stops_early_by_the_clients_measurements(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    stop = '{ every = 1, on = ["clients"] }\nstop = { metric = "accuracy", patience = 1 }'
+    job = await rig.submit(count="50", evaluate=stop)
+    run = rig.engine.runs[job]
+    for accuracy in (0.5, 0.5, 0.5, 0.5):
+        for device in (a, b):
+            assignment = await device.assigned()
+            if assignment.purpose == pb.PURPOSE_EVALUATE:
+                await _evaluate(rig, device, assignment, accuracy)
+                continue
+            await _deliver_measured(rig, device, assignment, accuracy)
+        if run.record.rounds_committed == 2:
+            break
+    await rig.news(job, JobState.COMPLETED)
+    record = await rig.world.database.read(lambda s: history.job(s, job))
+    assert record.rounds_committed < 50
+
+
+async def _deliver_measured(
+    rig: Rig, device: Device, assignment: pb.Assignment, accuracy: float
+) -> None:
+    assert assignment.evaluate_before
+    update = make_update(rig.plan.manifest.layout)
+    found = rig.engine.find(assignment.assignment_id, device.attendee.client_id)
+    assert found is not None
+    metrics = {"loss": 1.0, "accuracy": accuracy}
+    offer = pb.OfferRequest(
+        assignment_id=assignment.assignment_id, client_id=device.attendee.client_id,
+        digest=update.digest, size_bytes=len(update.encoded), encoding="fp32",
+        summary=pb.UpdateSummary(examples=8, metrics_before=metrics, metrics_after=metrics),
+    )  # fmt: skip
+    answer = await rig.uploads.offered(*found, offer)
+    header = pb.SubmitHeader(
+        assignment_id=assignment.assignment_id, client_id=device.attendee.client_id,
+        digest=update.digest, from_byte=answer.from_byte,
+    )  # fmt: skip
+    await rig.uploads.received(header, _stream(update))
+
+
+async def _evaluate(rig: Rig, device: Device, assignment: pb.Assignment, accuracy: float) -> None:
+    found = rig.engine.find(assignment.assignment_id, device.attendee.client_id)
+    assert found is not None
+    metrics = {"loss": 1.0, "accuracy": accuracy}
+    offer = pb.OfferRequest(
+        assignment_id=assignment.assignment_id, client_id=device.attendee.client_id,
+        encoding="fp32", summary=pb.UpdateSummary(examples=8, metrics_before=metrics),
+    )  # fmt: skip
+    answer = await rig.uploads.offered(*found, offer)
+    assert answer.verdict == pb.OFFER_VERDICT_HAVE_IT
+
+
+async def _digest(rig: Rig, job: str) -> str:
+    await rig.ended(job, 1)
+    return (await rig.world.database.read(lambda s: history.model(s, f"{job}@1"))).weights_digest
+
+
+async def _unfinished(database: Database, job: str) -> RoundRecord:
+    record = await database.read(lambda s: history.job(s, job))
+    found = await database.read(lambda s: round_repository.unfinished(s, job_id=record.id))
+    assert found is not None
+    return found
+
+
+def _keep_alive(rig: Rig, assignment: pb.Assignment) -> None:
+    """Its client says Progress all the time: only the deadline ends its part."""
+    for run in rig.engine.runs.values():
+        if run.round and assignment.assignment_id in run.round.assignments:
+            run.round.assignments[assignment.assignment_id].lease_ends = np.inf
