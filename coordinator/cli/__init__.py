@@ -21,6 +21,8 @@ def main() -> None:
         from coordinator.cli.commands import headwater
     except ImportError as error:
         name = (error.name or "").partition(".")[0]
+        if name in ("", "coordinator", "storage", "headwater"):
+            raise  # a defect of ours, not a package to install
         click.echo(
             f"headwater: {name} is needed and not installed: pip install 'headwater[{_EXTRA}]'",
             err=True,

@@ -10,10 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["headwater.graph_runtime", "edge_client.trainers.onnx_trainer", "coordinator.compiler.compile"],
+MODULES = (
+    "headwater.graph_runtime",
+    "edge_client.trainers.onnx_trainer",
+    "coordinator.compiler.compile",
 )
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_nothing_of_onnxruntime_s_telemetry_is_left_on_the_device(tmp_path, module):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ORT_")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
