@@ -50,7 +50,8 @@ _SHAPES = """
 alias.default arange.default arange.start arange.start_step cat.default clone.default
 constant_pad_nd.default copy.default detach.default diagonal.default diagonal_backward.default
 expand.default eye.default eye.m fill.Scalar fill.Tensor flip.default full.default
-full_like.default lift_fresh_copy.default new_full.default new_ones.default new_zeros.default ones.default
+full_like.default lift_fresh_copy.default new_full.default new_ones.default
+new_zeros.default ones.default
 ones_like.default
 permute.default pixel_shuffle.default pixel_unshuffle.default reflection_pad1d.default
 reflection_pad1d_backward.default
