@@ -1,5 +1,6 @@
 """The Control service: operators and authors command and ask."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -38,6 +39,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._world = engine.world
+        self._starting: set[asyncio.Task[control_pb2.Job]] = set()
 
     async def Missing(  # noqa: N802
         self, request: control_pb2.MissingRequest, context: Context
@@ -76,10 +78,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def SubmitJob(  # noqa: N802
         self, request: control_pb2.SubmitJobRequest, context: Context
     ) -> control_pb2.SubmitJobResponse:
-        """Start a job."""
-        record = await submit_job(self._world, request)
-        await self._engine.take_up(record)
-        return control_pb2.SubmitJobResponse(job=messages.job_message(record))
+        """Start a job; it is driven even when its author is gone before the answer."""
+        start = asyncio.create_task(self._start(request))
+        self._starting.add(start)
+        start.add_done_callback(self._starting.discard)
+        return control_pb2.SubmitJobResponse(job=await asyncio.shield(start))
 
     async def Change(  # noqa: N802
         self, request: control_pb2.ChangeRequest, context: Context
@@ -181,6 +184,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     def _attending(self) -> set[str]:
         return {one.client_id for one in self._world.attendance}
+
+    async def _start(self, request: control_pb2.SubmitJobRequest) -> control_pb2.Job:
+        record = await submit_job(self._world, request)
+        await self._engine.take_up(record)
+        return messages.job_message(record)
 
     async def _pin(self, digests: list[str]) -> None:
         now = self._world.clock.now()

@@ -3,16 +3,19 @@
 import asyncio
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import select
 
 from coordinator.compiler.compile import CompiledPlan
+from coordinator.engine.engine import Engine
 from coordinator.engine.world import World
+from coordinator.services.control import ControlService
 from coordinator.services.submission import submit_job
 from headwater.errors import JobFileError
 from headwater.v1 import control_pb2
-from storage import blobs, durable_files
+from storage import blobs, durable_files, jobs
 from storage.records import JobRecord
 from storage.schema import BlobPin
 from tests.system.training import job_text
@@ -67,3 +70,25 @@ def test_the_first_weights_are_pinned_until_the_job_refers_to_them(
     assert world.blobs.exists(job.latest_weights_digest)
     assert unpinned == []
     assert pinned(world) == set()
+
+
+def test_a_job_whose_author_is_gone_is_driven_all_the_same(
+    world: World, plan: CompiledPlan
+) -> None:
+    """It stands in the database: without this it would begin after the next restart."""
+    send(world, plan)
+
+    async def test() -> None:
+        engine = Engine(world)
+        service = ControlService(engine)
+        request = control_pb2.SubmitJobRequest(job_file=job_text(), plan_digest=plan.digest)
+        call = asyncio.create_task(service.SubmitJob(request, cast(Any, None)))
+        async with asyncio.timeout(30):
+            while not await world.database.read(jobs.unfinished):
+                await asyncio.sleep(0.001)
+            call.cancel()
+            while not engine.runs:
+                await asyncio.sleep(0.001)
+        await engine.stop()
+
+    asyncio.run(test())
