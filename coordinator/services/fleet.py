@@ -181,7 +181,9 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             if kind == "progress":
                 await self._hear_progress(found[1], said)
             else:
-                state = AssignmentState.DECLINED if kind == "decline" else AssignmentState.FAILED
+                # One cannot decline what one has trained.
+                declined = kind == "decline" and found[1].state is not AssignmentState.UPLOADING
+                state = AssignmentState.DECLINED if declined else AssignmentState.FAILED
                 await self._hear_end(attendee, *found, said.reason, state)
         except ConflictError:
             # The round may end while what is said of it is being written: that is nobody's mistake.

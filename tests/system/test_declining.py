@@ -37,3 +37,15 @@ def test_a_device_that_returns_is_told_how_its_assignment_ended(fleet: Fleet) ->
     unknown = second.attend(held=10**9).next("cancel")
     assert unknown.assignment_id == 10**9 and "no such assignment" in unknown.reason
     assert second.attend(held=gone).next("cancel").assignment_id == gone
+
+
+def test_what_is_declined_while_it_is_uploaded_has_failed(fleet: Fleet) -> None:
+    """The round goes on at once, and does not wait for the lease."""
+    device = fleet.device("a")
+    stream = device.attend()
+    reference = fleet.submit(cohort=1, quorum=1)
+    assignment = stream.next("assignment").assignment_id
+    stream.send(progress=pb.Progress(assignment_id=assignment, phase=pb.PHASE_UPLOADING))
+    fleet.wait_row(reference, "a", "uploading")
+    stream.send(decline=pb.Decline(assignment_id=assignment, reason="no"))
+    assert fleet.wait_row(reference, "a", "failed").reason == "no"
