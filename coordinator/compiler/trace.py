@@ -6,6 +6,8 @@ traced graph serves both lowerings: as it is for torch (native backward kernels)
 further, for ONNX.
 """
 
+import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,8 @@ from headwater.errors import CompileError
 
 TRACE_BATCH_SIZE = 11
 """Only a hint: a prime, which few layers have for a width."""
+
+_TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 _UNSUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
@@ -184,10 +188,15 @@ def _check_operators(graph: fx.Graph) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+    """Without torch's warnings, and without its log of errors, which `_explained` tells."""
+    was_disabled, _TORCH_LOG.disabled = _TORCH_LOG.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
+    finally:
+        _TORCH_LOG.disabled = was_disabled
 
 
 @contextmanager
@@ -205,7 +214,8 @@ def _explained(places: Places) -> Iterator[None]:
                 f".item(), a mask that changes a shape){where}: a plan is one fixed graph; use "
                 "torch.where"
             ) from error
-        reason = str(error).strip().split("\n")[0][:300]
+        # torch calls the batch's size s31 or the like.
+        reason = re.sub(r"\bs\d+\b", "batch", str(error).strip().split("\n")[0][:300])
         raise CompileError(
             f"the model, loss or metric cannot be traced{where}: {type(error).__name__}: {reason}"
         ) from error
