@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 from edge_client.identity import load_identity
 from edge_client.logs import configure_logs
@@ -13,6 +14,7 @@ from edge_client.settings import Settings
 from edge_client.state import held_state
 from edge_client.workbench import OpenSource, OpenTrainer
 from headwater.freed_memory import keep_freed_memory
+from headwater.sources.binding import absent_path
 
 INTERRUPTED = 130
 _log = logging.getLogger("headwater.client")
@@ -39,9 +41,19 @@ def run_client(
             settings, state, identity, open_trainer=open_trainer, open_source=open_source
         )
         _log.info("client %s (%s) starts", identity.client_id, settings.name)
+        _warn_of_data(settings.data)
         code = asyncio.run(_until_signalled(session))
         _log.info("client %s stops", identity.client_id)
     return code
+
+
+def _warn_of_data(data: Mapping[str, str]) -> None:
+    """Say what will keep jobs from using this client. It runs all the same: a disk may come."""
+    if not data:
+        _log.warning("no data set is bound, so no job can use this client: add --data NAME=PATH")
+    for name, binding in data.items():
+        if path := absent_path(binding):
+            _log.warning("data set %s: there is no file or folder %s", name, path)
 
 
 def end_process(code: int) -> None:

@@ -7,14 +7,24 @@ import click
 
 from coordinator.control_client import ControlClient
 from coordinator.database_reader import DatabaseReader
+from headwater.errors import UsageError
 
 DEFAULT_ADDRESS = "127.0.0.1:7070"
 
 Command = Callable[..., Any]
 
+
+def _address(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()):
+        raise UsageError(f"--coordinator {value!r}: write HOST:PORT, such as {DEFAULT_ADDRESS}")
+    return value
+
+
 coordinator_option = click.option(
     "--coordinator",
     metavar="HOST:PORT",
+    callback=_address,
     envvar="HEADWATER_COORDINATOR",
     default=DEFAULT_ADDRESS,
     show_default=True,

@@ -10,7 +10,9 @@ import click
 from coordinator.cli.logs import configure_logs
 from coordinator.server import Settings
 from coordinator.server import serve as serve_until_stopped
-from headwater.sources.binding import parse_binding
+from headwater.sources.binding import absent_path, parse_binding
+
+_log = logging.getLogger("headwater.serve")
 
 
 @click.command()
@@ -105,6 +107,9 @@ def serve(
         lease_seconds=lease_seconds,
         keep_update_rounds=keep_update_rounds,
     )
+    for name, binding in settings.held_out.items():
+        if path := absent_path(binding):
+            _log.warning("held-out data of %s: there is no file or folder %s", name, path)
     asyncio.run(serve_until_stopped(settings))
     # A fold or an evaluation that is under way is repeated by the next start: the interpreter
     # would wait for its thread, which may take minutes.

@@ -118,7 +118,8 @@ async def test_sigterm_ends_a_client_whose_coordinator_is_away(tmp_path: Path) -
     fleet = await FakeFleet().start()
     await fleet.stop()
     arguments = ("--coordinator", fleet.address, "--state", str(tmp_path / "s"))
-    async with started(*command("run", *arguments, "--trainer", "onnxruntime")) as process:
+    data = ("--data", "digits=digits:")
+    async with started(*command("run", *arguments, *data, "--trainer", "onnxruntime")) as process:
         assert process.process.stderr is not None
         first = await process.process.stderr.readline()
         assert b"starts" in first
@@ -126,3 +127,25 @@ async def test_sigterm_ends_a_client_whose_coordinator_is_away(tmp_path: Path) -
         process.process.terminate()
         code, out, _ = await process.end()
     assert (code, out) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("data", "warning"),
+    [
+        ((), "warning no data set is bound, so no job can use this client: add --data NAME=PATH"),
+        (
+            ("--data", "digits=/none.npz?input=x"),
+            "warning data set digits: there is no file or folder /none.npz",
+        ),
+    ],
+)
+async def test_data_that_no_job_can_use_are_told_at_the_start(
+    fleet: FakeFleet, tmp_path: Path, data: tuple[str, ...], warning: str
+) -> None:
+    to, state = ("--coordinator", fleet.address), ("--state", str(tmp_path / "state"))
+    async with started(*command("run", *to, *state, "--trainer", "onnxruntime", *data)) as process:
+        await fleet.next("welcomed")
+        process.process.send_signal(signal.SIGTERM)
+        code, _, err = await process.end()
+    assert code == 0
+    assert warning in err

@@ -3,6 +3,7 @@ import pytest
 from headwater.errors import UsageError
 from headwater.sources import parse_binding
 from headwater.sources.binding import (
+    absent_path,
     check_options,
     flag_option,
     integer_option,
@@ -91,3 +92,10 @@ def test_option_types():
 def test_wrong_values(read, value, message):
     with pytest.raises(UsageError, match=message):
         read(split_binding(f"a?o={value}"))
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    (tmp_path / "here.npz").touch()
+    assert absent_path(f"{tmp_path}/none.npz?input=x") == f"{tmp_path}/none.npz"
+    assert absent_path(f"{tmp_path}/here.npz?input=x") is None
+    assert absent_path("digits:?split=test") is None

@@ -53,6 +53,22 @@ def test_a_malformed_address(tmp_path: Path, listen: str) -> None:
     refused(serve(tmp_path / "data", listen=listen), 2, repr(listen), "HOST:PORT")
 
 
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:", ":7070"])
+def test_a_malformed_coordinator(address: str) -> None:
+    """A bad --coordinator: exit code 2, and how to write it."""
+    done = run("jobs", "list", "--coordinator", address)
+    refused(done, 2, f"--coordinator {address!r}", "write HOST:PORT, such as 127.0.0.1:7070")
+
+
+def test_held_out_data_that_is_not_there(new_fleet: FleetFactory, tmp_path: Path) -> None:
+    """A missing held-out file: a warning at the start, for the file may come."""
+    fleet = new_fleet()
+    fleet.serve("--data", f"digits={tmp_path}/none.npz?input=x")
+    fleet.serving.wait_line(
+        f"warning held-out data of digits: there is no file or folder {tmp_path}/none.npz"
+    )
+
+
 def test_an_open_address_needs_insecure(tmp_path: Path) -> None:
     """Another address than loopback without --insecure: exit code 2, and nothing is made."""
     done = serve(tmp_path / "data", listen="0.0.0.0:0")

@@ -67,6 +67,16 @@ def split_binding(text: str) -> Binding:
     return Binding(text, None, location, options)
 
 
+def absent_path(text: str) -> str | None:
+    """The path of a bound file or folder that is not there, or not yet; None for what is no path.
+
+    Raises:
+        UsageError: an option has no value, or is given twice.
+    """
+    binding = split_binding(text)
+    return None if binding.scheme or Path(binding.path).exists() else binding.path
+
+
 def check_options(binding: Binding, allowed: Collection[str]) -> None:
     """Refuse options that a kind of source does not have.
 
