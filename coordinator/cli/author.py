@@ -52,13 +52,13 @@ def compile_command(job_file: Path, output: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("job_file", type=_JOB_FILE)
-@click.option("--follow", is_flag=True, help="Print every round until the job ends.")
+@click.option("--follow", is_flag=True, help="Print every round until the job ends or is paused.")
 @coordinator_option
 @json_option
 def submit(job_file: Path, follow: bool, coordinator: str, as_json: bool) -> None:
     """Compile a job and send it to a coordinator.
 
-    With --follow the exit code is 1 when the job fails or is cancelled.
+    With --follow the exit code is 1 when the job fails, is cancelled or is paused.
     """
     plan = compile_job(job_file, progress=_progress)
     with ControlClient(coordinator) as control:

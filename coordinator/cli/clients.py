@@ -6,6 +6,8 @@ from coordinator.cli import show
 from coordinator.cli.options import open_reader, reading
 from headwater.v1 import control_pb2
 
+_EXAMPLES = "examples."
+
 
 @click.group()
 def clients() -> None:
@@ -66,8 +68,9 @@ def show_client(client: str, coordinator: str, database: str | None, as_json: bo
             ("identity", one.client_id),
             ("host", one.hostname),
             ("attends", "yes" if one.attending else "no"),
+            ("data sets", _datasets(one)),
             ("tags", _pairs(one.tags)),
-            *sorted(one.profile.items()),
+            *_profile(one),
             ("notes", _notes(one)),
             ("last seen", show.moment(one.last_seen_at, known=one.HasField("last_seen_at"))),
         )
@@ -96,12 +99,16 @@ def show_client(client: str, coordinator: str, database: str | None, as_json: bo
     show.print_table(columns, rows, "it was never assigned")
 
 
+def _profile(one: control_pb2.Client) -> list[tuple[str, str]]:
+    """The device profile, without the data sets, which have a line of their own."""
+    return sorted(pair for pair in one.profile.items() if not pair[0].startswith(_EXAMPLES))
+
+
 def _datasets(one: control_pb2.Client) -> str:
-    prefix = "examples."
     return ", ".join(
-        key.removeprefix(prefix) + (f" ({value})" if int(value) >= 0 else "")
+        key.removeprefix(_EXAMPLES) + (f" ({value})" if int(value) >= 0 else "")
         for key, value in sorted(one.profile.items())
-        if key.startswith(prefix)
+        if key.startswith(_EXAMPLES)
     )
 
 

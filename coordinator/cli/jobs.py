@@ -58,7 +58,7 @@ def show_job(job: str, coordinator: str, database: str | None, as_json: bool) ->
         (
             ("job", one.reference),
             ("state", f"{one.state} ({one.state_reason})"),
-            ("waits for", found.waiting_for),
+            ("waiting", found.waiting_for),
             ("rounds", f"{one.rounds_done} of {one.rounds_planned}"),
             ("held-out", show.metrics_text(one.metrics)),
             ("latest version", one.latest_version),

@@ -27,12 +27,18 @@ def rounds() -> None:
 
 @rounds.command("list")
 @click.argument("job")
-@click.option("--limit", type=click.IntRange(0), default=0, help="Only the latest so many.")
+@click.option(
+    "--limit", type=click.IntRange(0), default=0, help="Only the latest so many; 0 for all."
+)
 @reading
 def list_rounds(
     job: str, limit: int, coordinator: str, database: str | None, as_json: bool
 ) -> None:
-    """A job's rounds, by number."""
+    """A job's rounds, by number.
+
+    Loss and accuracy are those of the round's version on held-out data; where there is none, those
+    of the version that the round started from, on the clients' data.
+    """
     with open_reader(coordinator, database) as reader:
         found = reader.list_rounds(job, limit)
     if as_json:
