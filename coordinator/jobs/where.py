@@ -1,7 +1,7 @@
 """Which clients may take part: a condition over tags and the device profile.
 
     site == 'north' and memory_gib >= 2
-    runtime in ['torch', 'onnxruntime'] and not (cores < 4 or 'canary' in tags)
+    runtime in ['torch', 'onnxruntime'] and not (cores < 4 or channel == 'canary')
 
 The text is parsed with Python's grammar, checked against an allow-list of node types, and walked;
 nothing is ever evaluated as code. A comparison that names what a client does not report is false.
