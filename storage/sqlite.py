@@ -1,6 +1,7 @@
 """The embedded database: one SQLite file, with a write-ahead log that is synced on every commit."""
 
 import sqlite3
+import time
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -60,7 +61,8 @@ def sqlite_engine(url: str, *, read_only: bool = False) -> Engine:
     def configure(connection: sqlite3.Connection, record: object) -> None:
         # The driver's own transaction control would begin late and deferred.
         connection.isolation_level = None
-        for setting in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "foreign_keys=ON"):
+        _use_write_ahead_log(connection)
+        for setting in ("synchronous=FULL", "fullfsync=ON", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {setting}")
         if read_only:
             connection.execute("PRAGMA query_only=ON")
@@ -70,6 +72,23 @@ def sqlite_engine(url: str, *, read_only: bool = False) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch a new file to WAL; one that is in WAL stays so.
+
+    SQLite does not wait for its busy timeout here: of several processes that open a new file at
+    once, all but one are told that it is locked, although each holds it for a moment only.
+    """
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _path(parsed: URL, url: str) -> Path:

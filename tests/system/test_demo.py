@@ -70,10 +70,16 @@ def test_ctrl_c_ends_every_process_of_the_demo(
     )  # fmt: skip
     try:
         eventually(lambda: "coordinator on" in demo.text, "the start of the demo", 60)
-        demo.wait_line(r"\b4 of 4\b", 120)
+        log = eventually(lambda: [*place.glob("*/coordinator.log")], "the coordinator's log")[0]
+        eventually(lambda: log.read_text().count(" attends ") == 4, "four clients", 60)
         started = of_this_demo(place)
         assert len(started) == 5, started
-        assert demo.stop(number, seconds=30) == code
+        client = psutil.Process(started[-1])
+        client.suspend()  # so that the first round is under way when the signal comes
+        eventually(lambda: "round opened" in log.read_text(), "the first round", 120)
+        demo.popen.send_signal(number)
+        client.resume()
+        assert demo.end(30) == code
         assert "Traceback" not in demo.text
         assert [pid for pid in started if psutil.pid_exists(pid)] == []
     finally:
