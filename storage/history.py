@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from headwater.errors import UsageError
+from headwater.errors import NotFoundError, UsageError
 from storage import jobs as job_repository
 from storage.names import unknown
 from storage.records import (
@@ -207,8 +207,10 @@ def model(session: Session, name: str) -> ModelRecord:
     query = select_models().where(ModelVersion.job_id == owner.id, ModelVersion.number == number)
     rows = session.execute(query).all()
     if not rows:
-        last = f"{reference}@{owner.latest_version}"
-        raise unknown("model version", name, [f"{reference}@0", last])
+        raise NotFoundError(
+            f"there is no model version {name!r}; there is {reference}@0 to "
+            f"{reference}@{owner.latest_version}"
+        )
     return model_records(session, rows)[0]
 
 

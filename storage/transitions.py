@@ -65,6 +65,10 @@ def check_transition(kind: str, old: StrEnum, new: StrEnum, subject: str = "") -
     allowed = TRANSITIONS[kind][old]
     if new in allowed:
         return
-    choices = ", ".join(sorted(allowed)) or "nothing: that state is final"
     name = f"{kind} {subject}".rstrip()
+    if old is new:
+        raise ConflictError(f"{name} is {old} already")
+    if not allowed:
+        raise ConflictError(f"{name} has ended ({old}) and cannot become {new}")
+    choices = ", ".join(sorted(allowed))
     raise ConflictError(f"{name} is {old} and cannot become {new} (it may become {choices})")

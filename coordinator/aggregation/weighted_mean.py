@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coordinator.aggregation.order import Contribution, canonical
 from headwater.errors import UpdateError
@@ -57,12 +58,18 @@ def fold_block(
         for one in ordered:
             np.maximum(place, one.update.integers(index), out=place)
         return
-    weighted_sum = np.zeros(block.count, np.float64)
-    term = np.empty(block.count, np.float64)
+    mean = weighted_sum(index, block.count, ordered)
+    mean /= np.float64(total)
+    mean += base.floats[block.place]
+    with np.errstate(over="ignore"):  # an overflow shows as infinity, which the round refuses
+        result.floats[block.place] = mean
+
+
+def weighted_sum(index: int, count: int, ordered: Sequence[Contribution]) -> NDArray[np.float64]:
+    """The sum of a block's changes times their examples, added up in float64 in the order given."""
+    total = np.zeros(count, np.float64)
+    term = np.empty(count, np.float64)
     for one in ordered:
         np.multiply(one.update.change(index), np.float64(one.examples), out=term)
-        weighted_sum += term
-    weighted_sum /= np.float64(total)
-    weighted_sum += base.floats[block.place]
-    with np.errstate(over="ignore"):  # an overflow shows as infinity, which the round refuses
-        result.floats[block.place] = weighted_sum
+        total += term
+    return total

@@ -1,5 +1,7 @@
 """`headwater compile` and `headwater submit`: from a job file to a running job."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -9,10 +11,12 @@ from coordinator.cli import show
 from coordinator.cli.options import coordinator_option, json_option
 from coordinator.cli.rounds import ROUND_COLUMNS, round_row
 from coordinator.control_client import ControlClient
+from headwater.errors import UnavailableError
 from headwater.v1 import control_pb2
 
 _JOB_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FAILED = ("failed", "cancelled", "paused")
+RETRY_SECONDS = 2.0
 
 
 @click.command("compile")
@@ -78,7 +82,7 @@ def follow_job(control: ControlClient, reference: str, *, as_json: bool) -> cont
     job = control_pb2.Job()
     if not as_json:
         click.echo("  ".join(heading for heading, _ in ROUND_COLUMNS))
-    for news in control.follow(reference):
+    for news in _news(control, reference):
         if news.HasField("round"):
             _print_round(news.round, as_json)
             continue
@@ -87,6 +91,22 @@ def follow_job(control: ControlClient, reference: str, *, as_json: bool) -> cont
             click.echo(f"{reference} {news.job.waiting_for}", err=True)
     click.echo(f"job {reference} is {job.state}: {job.state_reason}", err=as_json)
     return job
+
+
+def _news(control: ControlClient, reference: str) -> Iterator[control_pb2.FollowResponse]:
+    """What happens to a job, also across restarts of the coordinator: the job goes on by itself."""
+    seen = 0
+    while True:
+        try:
+            for news in control.follow(reference, seen):
+                seen = max(seen, news.round.number)
+                yield news
+            return
+        except UnavailableError as error:
+            click.echo(
+                f"{error}; job {reference} goes on, and so does this when it is back", err=True
+            )
+            time.sleep(RETRY_SECONDS)
 
 
 def _print_round(one: control_pb2.Round, as_json: bool) -> None:

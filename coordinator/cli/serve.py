@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from math import isfinite
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import click
 from coordinator.cli.logs import configure_logs
 from coordinator.server import Settings
 from coordinator.server import serve as serve_until_stopped
+from headwater.errors import UsageError
 from headwater.sources.binding import absent_path, parse_binding
 
 _log = logging.getLogger("headwater.serve")
@@ -95,6 +97,8 @@ def serve(
 
     Jobs continue where they were when it starts again on the same data directory and database.
     """
+    if not isfinite(lease_seconds):
+        raise UsageError(f"--lease-seconds {lease_seconds} is no number of seconds")
     configure_logs(log_format)
     directory = directory.resolve()
     settings = Settings(

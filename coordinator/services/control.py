@@ -161,7 +161,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Follow(  # noqa: N802
         self, request: control_pb2.FollowRequest, context: Context
     ) -> AsyncIterator[control_pb2.FollowResponse]:
-        """Stream a job's rounds as they end, and what it waits for, until it ends or pauses."""
+        """Stream a job's rounds as they end, and what it waits for, until it ends or pauses.
+
+        A round that is open when the job is paused or cancelled is awaited.
+        """
         seen, said = request.after_round, ("", "")
         while True:
             run = self._engine.runs.get(request.job)
@@ -178,7 +181,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             if said != (job.job.state, job.waiting_for):
                 said = (job.job.state, job.waiting_for)
                 yield control_pb2.FollowResponse(job=job)
-            if job.job.state in _FINAL or run is None:
+            if run is None or (run.round is None and job.job.state in _FINAL):
                 return
             await run.news_after(news)
 

@@ -41,7 +41,9 @@ def show_round(session: Session, reference: str, number: int) -> control_pb2.Sho
     except NotFoundError:
         evaluations = history.rounds(session, reference, purpose=RoundPurpose.EVALUATE)
         if number not in {one.number for one in evaluations}:
-            raise
+            newest = history.rounds(session, reference, newest_first=True, limit=1)
+            have = f"it has 1 to {newest[0].number}" if newest else "it had none yet"
+            raise NotFoundError(f"job {reference} has no round {number}: {have}") from None
         record = history.round(session, reference, number, purpose=RoundPurpose.EVALUATE)
     return control_pb2.ShowRoundResponse(
         round=messages.round_message(record),

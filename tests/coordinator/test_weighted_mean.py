@@ -1,7 +1,10 @@
 """The fold is a function of the set of updates: no order, interleaving or thread changes a bit."""
 
 import hashlib
+import io
+import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,18 @@ from hypothesis import strategies as st
 
 from coordinator.aggregation.order import Contribution, canonical
 from coordinator.aggregation.soundness import fault_of
-from coordinator.aggregation.weighted_mean import fold, fold_block
+from coordinator.aggregation.weighted_mean import fold, fold_block, weighted_sum
+from coordinator.services.upload import Upload
 from headwater.errors import UpdateError
 from headwater.layout import BLOCK_ELEMENTS, Layout, Role, TensorSpec, Weights
-from headwater.updates import ENCODINGS, StoredUpdate, blocks_of, encode_update, frame
+from headwater.updates import (
+    ENCODINGS,
+    StoredUpdate,
+    blocks_of,
+    encode_update,
+    frame,
+    verified_frames,
+)
 
 EXACT = ENCODINGS["fp32"]
 SMALL = Layout(
@@ -39,26 +50,26 @@ def stored(folder: Path, layout: Layout, change: np.ndarray, counter: int, examp
     return Contribution(digest, examples, StoredUpdate(path, layout, EXACT))
 
 
-def wide_floats() -> st.SearchStrategy[np.ndarray]:
-    """Values over the whole float32 exponent range with cancelling signs: sums depend on order."""
-    exponent = st.integers(-100, 100)
-    mantissa = st.integers(2**23, 2**24 - 1)
-    value = st.builds(
-        lambda e, m, s: np.float32(s * m * 2.0**-23 * 2.0**e),
-        exponent, mantissa, st.sampled_from([-1, 1]),
+def float32s() -> st.SearchStrategy[np.float32]:
+    """Finite values over the whole exponent range of float32, subnormal ones too."""
+    sign, last = st.sampled_from([-1.0, 1.0]), 2.0**-23
+    normal = st.builds(
+        lambda s, e, m: np.float32(s * m * last * 2.0**e),
+        sign, st.integers(-126, 127), st.integers(2**23, 2**24 - 1),
     )  # fmt: skip
-    return st.lists(value, min_size=8, max_size=8).map(lambda v: np.array(v, np.float32))
+    subnormal = st.builds(
+        lambda s, m: np.float32(s * m * 2.0**-149), sign, st.integers(0, 2**23 - 1)
+    )
+    return normal | subnormal
 
 
-updates = st.lists(st.tuples(wide_floats(), st.integers(1, 10**6)), min_size=3, max_size=6)
-
-
-def accumulators(ordered: Sequence[Contribution]) -> bytes:
-    """The float64 sums of a fold in the order given, before they are rounded to float32."""
-    total = np.zeros(6, np.float64)
-    for one in ordered:
-        total += one.update.change(0).astype(np.float64) * np.float64(one.examples)
-    return total.tobytes()
+changes = st.lists(float32s(), min_size=8, max_size=8).map(lambda v: np.array(v, np.float32))
+free = st.lists(st.tuples(changes, st.integers(1, 10**6)), min_size=3, max_size=6)
+cancelling = st.builds(
+    lambda large, small, n, m: [(large, n), (-large, n), (small, m)],
+    changes, changes, st.integers(1, 1000), st.integers(1, 1000),
+)  # fmt: skip
+updates = free | cancelling
 
 
 def unsorted_fold(base: Weights, given_order: Sequence[Contribution], layout: Layout) -> bytes:
@@ -83,7 +94,40 @@ def test_any_order_and_any_number_of_threads_give_the_same_bits(tmp_path, update
         second = fold(base, shuffled, SMALL, threads)
     assert first.floats.tobytes() == second.floats.tobytes()
     assert first.integers.tobytes() == second.integers.tobytes()
-    assert accumulators(canonical(contributions)) == accumulators(canonical(shuffled))
+    sums = [weighted_sum(0, 6, canonical(one)) for one in (contributions, shuffled)]
+    assert sums[0].tobytes() == sums[1].tobytes()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(updates=updates, order=st.randoms(use_true_random=False))
+def test_any_interleaving_of_arriving_blocks_gives_the_same_bits(tmp_path, updates, order):
+    """Updates that arrive at once, block by block in any order between them, fold to the same."""
+    base = Weights(np.zeros(8, np.float32), np.zeros(1, np.int64))
+    one_by_one = [stored(tmp_path, SMALL, c, i, n) for i, (c, n) in enumerate(updates)]
+    with ExitStack() as stack:
+        arriving = []
+        for number, one in enumerate(one_by_one):
+            upload = Upload(tmp_path / f"part-{number}", SMALL, EXACT, one.digest)
+            stack.callback(upload.discard)
+            content = (tmp_path / one.digest).read_bytes()
+            arriving.append((upload, verified_frames(io.BytesIO(content), blocks_of(SMALL))))
+        turns = [at for at in range(len(arriving)) for _ in blocks_of(SMALL)]
+        for at in order.sample(turns, len(turns)):
+            upload, payloads = arriving[at]
+            payload = next(payloads)
+            upload.append(zlib.crc32(payload), payload)
+        together = []
+        for (upload, _), one in zip(arriving, one_by_one, strict=True):
+            upload.finish()
+            update = StoredUpdate(upload.path, SMALL, EXACT)
+            together.append(Contribution(one.digest, one.examples, update))
+        with np.errstate(over="ignore"):
+            assert (
+                fold(base, together, SMALL, 2).floats.tobytes()
+                == fold(base, one_by_one, SMALL, 1).floats.tobytes()
+            )
 
 
 def test_without_the_canonical_sort_the_order_shows(tmp_path):
@@ -96,7 +140,8 @@ def test_without_the_canonical_sort_the_order_shows(tmp_path):
         changes = [big, -big, generator.standard_normal(8).astype(np.float32)]
         contributions = [stored(tmp_path, SMALL, one, 0, 1) for one in changes]
         forward, backward = contributions, [contributions[i] for i in (2, 0, 1)]
-        differing_sums += accumulators(forward) != accumulators(backward)
+        sums = [weighted_sum(0, 6, one).tobytes() for one in (forward, backward)]
+        differing_sums += sums[0] != sums[1]
         differing_weights += unsorted_fold(base, forward, SMALL) != unsorted_fold(
             base, backward, SMALL
         )

@@ -30,6 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "wheel",
         "-q",
         "--no-deps",
+        "--no-build-isolation",
         "-w",
         str(folder),
         str(ROOT),

@@ -1,9 +1,9 @@
-from importlib.metadata import EntryPoint
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-import headwater.sources
 from headwater.batch import Batch
 from headwater.errors import DataError, UsageError
 from headwater.sources import open_source
@@ -26,10 +26,16 @@ class Ones:
 
 
 @pytest.fixture
-def own_kind(monkeypatch):
-    point = EntryPoint("ones", f"{__name__}:Ones", "headwater.sources")
-    monkeypatch.setattr(EntryPoint, "load", lambda self: Ones)
-    monkeypatch.setattr(headwater.sources, "entry_points", lambda group: [point])
+def own_kind(tmp_path, monkeypatch):
+    """An installed distribution that brings a kind of its own, as the import system finds it."""
+    installed = tmp_path / "own-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[headwater.sources]\nones = own_ones:Ones\n")
+    own = ModuleType("own_ones")
+    own.Ones = Ones
+    monkeypatch.setitem(sys.modules, "own_ones", own)
+    monkeypatch.syspath_prepend(tmp_path)
 
 
 def test_one_s_own_kind(own_kind):

@@ -111,7 +111,7 @@ def test_unknown_names_are_told_with_near_ones(past: World) -> None:
     ask(lambda s: history.round(s, "digits", 9), "no train round of job digits '9'; there is 1, 2")
     ask(lambda s: history.round(s, "letters", 1), "round of job letters '1': there is none yet")
     ask(lambda s: history.client(s, "c"), "there is no client 'c'; there is a, b")
-    ask(lambda s: history.model(s, "digits@9"), "'digits@9'; there is digits@3, digits@0")
+    ask(lambda s: history.model(s, "digits@9"), "'digits@9'; there is digits@0 to digits@3")
     ask(
         lambda s: history.models(s, best="acuracy"),
         "the coordinator metric 'acuracy'; there is accuracy",
