@@ -155,7 +155,7 @@ class TestJobs:
         ended = world.state(job.reference, JobState.COMPLETED, "3 rounds")
         assert ended.started_at == started.started_at and ended.ended_at == world.now
         assert ended.state_reason == "3 rounds"
-        with pytest.raises(ConflictError, match="job digits is completed and cannot become runni"):
+        with pytest.raises(ConflictError, match=r"job digits has ended .completed. and cannot"):
             world.state(job.reference, JobState.RUNNING)
 
     def test_unfinished_jobs_are_listed_for_a_restart(self, world: World) -> None:
@@ -412,7 +412,7 @@ class TestRounds:
             fleet.open_round(job, 2)
         fleet.close(step)
         fleet.commit(step, [])
-        with pytest.raises(ConflictError, match="committed and cannot become committed"):
+        with pytest.raises(ConflictError, match="round 1 is committed already"):
             fleet.commit(step, [])
         with pytest.raises(ConflictError, match="job digits had its train round 1 already"):
             fleet.open_round(job, 1)

@@ -32,6 +32,11 @@ def eventually(look: Callable[[], T], what: str, seconds: float = PATIENCE_SECON
     return found
 
 
+# A shell that starts the tests in the background has them ignore SIGINT, and what is ignored here
+# is ignored in the children: with a handler of ours they begin with the default again.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Process:
     """A child in a session of its own, with its output in a file."""
 
