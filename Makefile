@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROTOS := $(wildcard proto/headwater/v1/*.proto)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint types proto proto-check clean
 

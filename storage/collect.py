@@ -16,7 +16,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from storage.blob_directory import BlobStore
-from storage.blobs import references
+from storage.blobs import is_referenced, references
 from storage.database import Database
 from storage.records import CollectionReport, RoundPurpose
 from storage.schema import Assignment, Blob, Job, Round
@@ -105,7 +105,7 @@ def _remove_files(
     session: Session, *, store: BlobStore, digests: Sequence[str], before: datetime
 ) -> int:
     kept = _known(session, digests=digests)
-    free = [d for d in digests if not session.scalar(select(references(d)))]
+    free = [d for d in digests if not is_referenced(session, digest=d)]
     strays = [digest for digest in free if _is_old(store, digest, before, kept)]
     for digest in strays:
         store.delete(digest)
