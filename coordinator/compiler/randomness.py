@@ -59,7 +59,7 @@ class Draws:
         if probability == 1:
             return values * 0.0
         keep = keep.to(values.dtype)
-        scale = ((_SELU_FLOOR**2 * probability + 1) * (1 - probability)) ** -0.5
+        scale: float = ((_SELU_FLOOR**2 * probability + 1) * (1 - probability)) ** -0.5
         floor = (keep - 1) * (_SELU_FLOOR * scale) + _SELU_FLOOR * scale * probability
         return values * (keep * scale) + floor
 
@@ -145,13 +145,13 @@ def _randn_like(draws: Draws, input: Tensor, *, dtype: Any = None, **_: Any) -> 
 
 @_draws_for(torch.normal)
 def _normal(
-    draws: Draws, mean: Any, std: Any = 1.0, size: Any = None, *, generator: Any = None,
-    dtype: Any = None, **_: Any,
+    draws: Draws, mean: Tensor | float, std: Tensor | float = 1.0, size: Any = None, *,
+    generator: Any = None, dtype: Any = None, **_: Any,
 ) -> Tensor:  # fmt: skip
     _without(generator)
     tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
     if tensors:
-        size = torch.broadcast_shapes(*(value.shape for value in tensors))
+        size = torch.broadcast_tensors(*tensors)[0].shape  # type: ignore[no-untyped-call]
         dtype = tensors[0].dtype
     return draws.normal(size, dtype) * std + mean
 
@@ -201,7 +201,7 @@ def _bernoulli_in_place(
     return self.copy_(draws.uniform(self.shape, dtype) < p)
 
 
-@_draws_for(torch.rrelu, F.rrelu)
+@_draws_for(torch.rrelu)
 def _leaky_at_random(
     draws: Draws, input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3,  # noqa: A002
     training: bool = False, *_: Any,

@@ -104,13 +104,17 @@ def _matrix(
     scale: float | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """[size, wanted]: what torch's kernel makes of the unit vectors, in float64."""
+    """[size, wanted]: what torch's kernel makes of the unit vectors, in float64.
+
+    The other axes have size 2, since torch's anti-aliasing kernel is wrong for a width of 1.
+    """
+    others = [2] * (axes - 1)
     with _disable_current_modes(), torch.no_grad():
         units = torch.eye(size, dtype=torch.float64).reshape(1, size, size, *[1] * (axes - 1))
-        sizes = [wanted] + [1] * (axes - 1)
-        scales = [] if scale is None else [[float(scale)] + [1.0] * (axes - 1)]
-        found = kernel(units, None if scales else sizes, *settings, *(scales or [None]))
-        return found.reshape(size, wanted).to(dtype)
+        units = units.expand(1, size, size, *others).contiguous()
+        scales = None if scale is None else [float(scale), *[1.0] * (axes - 1)]
+        found = kernel(units, None if scales else [wanted, *others], *settings, scales)
+        return found.reshape(size, wanted, -1)[..., 0].to(dtype)
 
 
 def _windows(

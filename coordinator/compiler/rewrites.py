@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 from coordinator.compiler import portable, resampling
@@ -50,6 +51,8 @@ class PortableFunctions(TorchFunctionMode):
         if not self._entered:
             for name in _CHECKS:
                 setattr(F, name, self._check(getattr(torch.overrides, name)))
+            self._validates = Distribution._validate_args
+            Distribution.set_default_validate_args(False)  # it branches on values
         self._entered += 1
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -60,11 +63,12 @@ class PortableFunctions(TorchFunctionMode):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._entered -= 1
         if not self._entered:
             for name in _CHECKS:
                 setattr(F, name, getattr(torch.overrides, name))
+            Distribution.set_default_validate_args(self._validates)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None

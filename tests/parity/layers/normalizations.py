@@ -11,7 +11,10 @@ LAYERS = {
     "GroupNorm": Layer(lambda: nn.GroupNorm(2, 4), IMAGE),
     "InstanceNorm2d": Layer(lambda: nn.InstanceNorm2d(4, affine=True), IMAGE),
     "LayerNorm": Layer(lambda: nn.LayerNorm(6), SEQUENCE),
+    "LayerNorm, two dimensions, no bias": Layer(lambda: nn.LayerNorm((3, 6), bias=False), SEQUENCE),
+    "LayerNorm, not affine": Layer(lambda: nn.LayerNorm(6, elementwise_affine=False), SEQUENCE),
     "RMSNorm": Layer(lambda: nn.RMSNorm(6), SEQUENCE),
+    "RMSNorm, epsilon": Layer(lambda: nn.RMSNorm((3, 6), eps=1e-3), SEQUENCE),
 }
 
 REFUSED = {
