@@ -16,7 +16,6 @@ evaluation and prediction. Before anything is returned the parity gate compares 
 compute with eager torch.
 """
 
-import copy
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +40,7 @@ from coordinator.compiler.onnx_lowering import lower
 from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.parity import check_parity
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
-from coordinator.compiler.state import ModelState, model_state
+from coordinator.compiler.state import ModelState, copied, model_state
 from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
 from headwater.batch import Array, TensorSignature
@@ -101,6 +100,7 @@ def compile_plan(
     name: str,
     batch_size: int,
     seed: int,
+    loss_settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPlan:
     """Compile a training step; the model is copied and keeps its state.
@@ -117,7 +117,7 @@ def compile_plan(
     say = progress or (lambda message: None)
     chosen, learning_rate = optimizer_from(optimizer)
     recipe = Recipe(
-        copy.deepcopy(model), loss_function(loss), metric_functions(metrics), chosen,
+        copied(model), loss_function(loss, loss_settings), metric_functions(metrics), chosen,
         len(inputs), len(targets),
     )  # fmt: skip
     say("tracing the evaluation step and the training step")

@@ -10,9 +10,10 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from coordinator.compiler.decompositions import running_product
+from coordinator.compiler.temporal_classification import ctc_loss
 from headwater.errors import CompileError
 
-FUNCTIONS: dict[Any, Callable[..., Any]] = {}
+FUNCTIONS: dict[Any, Callable[..., Any]] = {torch.ctc_loss: ctc_loss}
 """Replacements by the function of torch."""
 
 
@@ -85,6 +86,11 @@ def _taken(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
 def _cosine(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     lengths = [x.square().sum(dim).clamp(min=eps * eps).sqrt() for x in (x1, x2)]
     return (x1 * x2).sum(dim) / (lengths[0] * lengths[1])
+
+
+@_replaces(torch.vdot, Tensor.vdot)
+def _product(input: Tensor, other: Tensor) -> Tensor:
+    return input.dot(other)
 
 
 @_replaces(torch.bilinear)

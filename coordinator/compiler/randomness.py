@@ -220,6 +220,22 @@ def _leaky_at_random_in_place(draws: Draws, input: Tensor, *settings: Any) -> Te
     return input.copy_(_leaky_at_random(draws, input, *settings))
 
 
+@_draws_for(torch.empty)
+def _empty(_: Draws, *sizes: Any, **settings: Any) -> Tensor:
+    """Memory as it was found is random too, and may tell secrets: zeros instead."""
+    return torch.zeros(*sizes, **settings)
+
+
+@_draws_for(torch.empty_like)
+def _empty_like(_: Draws, input: Tensor, **settings: Any) -> Tensor:  # noqa: A002
+    return torch.zeros_like(input, **settings)
+
+
+@_draws_for(Tensor.new_empty)
+def _new_empty(_: Draws, self: Tensor, *sizes: Any, **settings: Any) -> Tensor:
+    return self.new_zeros(*sizes, **settings)
+
+
 _WITHOUT_A_FORM = {
     "randint": "(torch.rand(shape) * high).long()",
     "randint_like": "(torch.rand_like(x) * high).long()",

@@ -20,7 +20,7 @@ def _function(function: object) -> Layer:
 
 LAYERS = {
     "Dropout": Layer(lambda: nn.Dropout(0.3), VECTOR),
-    "Dropout, in place": Layer(lambda: nn.Sequential(nn.Tanh(), nn.Dropout(0.3, True)), VECTOR),
+    "Dropout, in place": Layer(lambda: nn.Dropout(0.3, inplace=True), VECTOR),
     "Dropout1d": Layer(lambda: nn.Dropout1d(0.3), SIGNAL),
     "Dropout2d": Layer(lambda: nn.Dropout2d(0.3), IMAGE),
     "Dropout3d": Layer(lambda: nn.Dropout3d(0.3), VOLUME),
