@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 from coordinator.compiler import portable, resampling
@@ -29,6 +30,7 @@ _SPELLED_OUT: dict[Any, Callable[..., Any]] = {
 }  # fmt: skip
 """Functions that draw nothing, in other functions."""
 
+_Patch = tuple[Any, str, Any]
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
@@ -46,13 +48,13 @@ class PortableFunctions(TorchFunctionMode):
         self.only_random = only_random
         self._entered = 0
         self._passes = False
+        self._saved: list[_Patch] = []
 
     def __enter__(self) -> "PortableFunctions":
         if not self._entered:
-            for name in _CHECKS:
-                setattr(F, name, self._check(getattr(torch.overrides, name)))
-            self._validates = Distribution._validate_args
-            Distribution.set_default_validate_args(False)  # it branches on values
+            patches = self._patches()
+            self._saved = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
+            _set(patches)
         self._entered += 1
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -66,15 +68,15 @@ class PortableFunctions(TorchFunctionMode):
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._entered -= 1
         if not self._entered:
-            for name in _CHECKS:
-                setattr(F, name, getattr(torch.overrides, name))
-            Distribution.set_default_validate_args(self._validates)
+            _set(self._saved)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Divert the functions named above; run all others as they are."""
         kwargs = kwargs or {}
+        if func is torch._nested_tensor_from_mask_left_aligned:
+            return False  # a transformer encoder then keeps padded sequences as they are
         if func in DRAWING:
             return DRAWING[func](self.draws, *args, **kwargs)
         if func is _ATTENTION and (not self.only_random or _drops(*args, **kwargs)):
@@ -91,6 +93,14 @@ class PortableFunctions(TorchFunctionMode):
             with self:
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _patches(self) -> list[_Patch]:
+        """Names in torch that are bound anew: places that a mode cannot see."""
+        return [
+            *((F, name, self._check(getattr(torch.overrides, name))) for name in _CHECKS),
+            (Distribution, "_validate_args", False),
+            (transformer, "_detect_is_causal_mask", _is_said_to_be_causal),
+        ]
 
     def _check(self, original: Callable[..., bool]) -> Callable[..., bool]:
         """What functions of torch.nn.functional ask first: whether a mode wants to see the call.
@@ -141,6 +151,18 @@ class PortableFunctions(TorchFunctionMode):
                 sequence = self.draws.dropped(sequence, dropout)
         output = sequence.transpose(0, 1) if batch_first else sequence
         return (output, *(torch.stack(list(state)) for state in zip(*finals, strict=True)))
+
+
+def _is_said_to_be_causal(
+    mask: Tensor | None, is_causal: bool | None = None, size: int | None = None
+) -> bool:
+    """In place of torch's look at the mask's values: the mask is applied in any case."""
+    return is_causal is True
+
+
+def _set(patches: list[_Patch]) -> None:
+    for owner, name, value in patches:
+        setattr(owner, name, value)
 
 
 def _drops(

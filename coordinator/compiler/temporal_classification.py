@@ -39,9 +39,8 @@ def ctc_loss(
     first = torch.arange(states.shape[1], device=states.device) < 2
     reached = torch.where(first, emitted[0], _IMPOSSIBLE)
     for step in range(1, time):
-        after = (
-            _log_sum(reached, _shifted(reached, 1), _shifted(reached, 2) + skips) + emitted[step]
-        )
+        paths = torch.stack([reached, _shifted(reached, 1), _shifted(reached, 2) + skips])
+        after = paths.logsumexp(0) + emitted[step]
         reached = torch.where((lengths > step).unsqueeze(1), after, reached)
     last = (counts * 2).unsqueeze(1)
     ends = torch.cat([reached.gather(1, last), reached.gather(1, (last - 1).clamp(min=0))], 1)
