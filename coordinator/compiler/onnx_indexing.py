@@ -42,12 +42,7 @@ def _put(
         return _put_where(context, value, indices, source, accumulate)
     axes, given = _given(context, indices)
     reduction = "add" if accumulate else "none"
-    if (
-        len(axes) == 1
-        and axes[0]
-        and given[0].rank == 1
-        and _fills(source, value, axes[0], given[0])
-    ):
+    if axes[0] and _fills(source, value, axes, given):
         return scatter_along(context, value, source, axes[0], given[0].name, reduction)
     rank = max(index.rank for index in given) + value.rank - len(axes)
     order, back = _turns(value.rank, axes, rank)
