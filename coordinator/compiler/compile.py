@@ -40,6 +40,7 @@ from coordinator.compiler.onnx_graph import OPSET
 from coordinator.compiler.onnx_lowering import lower
 from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.parity import check_parity
+from coordinator.compiler.recurrent_operators import SPELLED_OUT
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
 from coordinator.compiler.state import ModelState, model_state
 from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
@@ -199,10 +200,16 @@ def _traced(
         "apply.onnx": optimizing.select(optimizing.outputs),
         "evaluate.onnx": evaluate,
         "predict.onnx": evaluation.select(["output"]),
-        "train.aten.json": train,
-        "evaluate.aten.json": evaluate,
+        "train.aten.json": _unrolled(train),
+        "evaluate.aten.json": _unrolled(evaluate),
     }
     return _Traces(members, state, recipe), inputs, targets
+
+
+def _unrolled(step: TracedStep) -> TracedStep:
+    """The torch form knows no operators of ours: recurrent ones are spelled out, step by step."""
+    ours = any(node.target in SPELLED_OUT for node in step.module.graph.nodes)
+    return decompose(step, SPELLED_OUT) if ours else step
 
 
 def _examples(

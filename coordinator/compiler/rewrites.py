@@ -14,6 +14,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from coordinator.compiler.counter_random import keep_mask
+from coordinator.compiler.recurrent_layers import (
+    KINDS,
+    native_layer,
+    parsed,
+    portable_layer,
+    stacked,
+)
 from headwater.errors import CompileError
 
 _ATTENTION = F.scaled_dot_product_attention
@@ -23,7 +30,6 @@ _DROPOUTS = {
     F.feature_alpha_dropout: None,
 }  # fmt: skip
 """Whether whole channels are dropped; None for forms that are not supported."""
-_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 MASKED_SCORE = -1e30
 """Added to attention scores that must not count; unlike minus infinity it makes no NaN."""
@@ -69,10 +75,8 @@ class PortableFunctions(TorchFunctionMode):
         if func is F.pad and not self.only_random:
             return _padded(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name in _CELLS and len(args) == 9:
-            draws = args[5] and args[6]
-            if draws or not self.only_random:
-                return self._recurrent(name, *args)
+        if name in KINDS:
+            return self._recurrent(func, args)
         return func(*args, **kwargs)
 
     def _diverted_dropout(
@@ -138,42 +142,14 @@ class PortableFunctions(TorchFunctionMode):
             scores = scores + (_scores_where_not(attn_mask, scores) if masked else attn_mask)
         return self._dropout(torch.softmax(scores, -1), dropout_p) @ value
 
-    def _recurrent(
-        self,
-        kind: str,
-        inputs: Tensor,
-        states: Any,
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        layers: int,
-        dropout: float,
-        training: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, ...]:
-        """Layers unrolled over time, with one input projection for all the steps."""
-        directions = 2 if bidirectional else 1
-        per_run = len(weights) // (layers * directions)
-        if per_run != (4 if has_biases else 2):
-            raise CompileError(f"{kind} with projections (proj_size) is not supported")
-        sequence = inputs.transpose(0, 1) if batch_first else inputs
-        pair = states if kind == "lstm" else (states,)
-        finals: list[tuple[Tensor, ...]] = []
-        for layer in range(layers):
-            outputs = []
-            for direction in range(directions):
-                run = layer * directions + direction
-                steps, final = _unrolled(
-                    kind, sequence, tuple(state[run] for state in pair),
-                    weights[run * per_run : (run + 1) * per_run], direction == 1,
-                )  # fmt: skip
-                outputs.append(steps)
-                finals.append(final)
-            sequence = torch.cat(outputs, -1) if directions == 2 else outputs[0]
-            if dropout and training and layer < layers - 1:
-                sequence = self._dropout(sequence, dropout)
-        output = sequence.transpose(0, 1) if batch_first else sequence
-        return (output, *(torch.stack(list(state)) for state in zip(*finals, strict=True)))
+    def _recurrent(self, func: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        """torch's own kernel, but for dropout between layers, where that is the yardstick."""
+        call, batch_first = parsed(func.__name__, arguments)
+        if self.only_random and not call.dropout:
+            return func(*arguments)
+        layer = native_layer(func) if self.only_random else portable_layer
+        sequence, *finals = stacked(call, layer, self._dropout)
+        return (sequence.transpose(0, 1) if batch_first else sequence, *finals)
 
 
 def _padded(
@@ -220,40 +196,3 @@ def _positions(size: int, low: int, high: int, mode: str) -> list[int]:
 def _scores_where_not(allowed: Tensor, scores: Tensor) -> Tensor:
     """0 where attention is allowed and a large negative score elsewhere; added, not selected."""
     return (~allowed).to(scores.dtype) * MASKED_SCORE
-
-
-def _unrolled(
-    kind: str,
-    sequence: Tensor,
-    state: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
-    backwards: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    input_weight, hidden_weight, *biases = weights
-    input_bias, hidden_bias = biases or (None, None)
-    projected = F.linear(sequence, input_weight, input_bias).unbind(0)
-    count = len(projected)
-    steps: list[Tensor] = [sequence] * count
-    for time in reversed(range(count)) if backwards else range(count):
-        recurrent = F.linear(state[0], hidden_weight, hidden_bias)
-        state = _cell(kind, projected[time], recurrent, state)
-        steps[time] = state[0]
-    return torch.stack(steps), state
-
-
-def _cell(
-    kind: str, projected: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """One time step, in the gate order of torch.nn.LSTM, GRU and RNN."""
-    if kind == "lstm":
-        entry, forget, candidate, output = (projected + recurrent).chunk(4, -1)
-        memory = forget.sigmoid() * state[1] + entry.sigmoid() * candidate.tanh()
-        return output.sigmoid() * memory.tanh(), memory
-    if kind == "gru":
-        width = recurrent.shape[-1] // 3
-        gates = (projected[..., : 2 * width] + recurrent[..., : 2 * width]).sigmoid()
-        reset, update = gates.chunk(2, -1)
-        candidate = (projected[..., 2 * width :] + reset * recurrent[..., 2 * width :]).tanh()
-        return (candidate + update * (state[0] - candidate),)
-    total = projected + recurrent
-    return (total.tanh() if kind == "rnn_tanh" else total.relu(),)
