@@ -54,9 +54,7 @@ class RecurrentCall:
         count = len(self.weights) // self.layers
         weights = self.weights[index * count : (index + 1) * count]
         states = tuple(state[runs] for state in self.states)
-        return replace(
-            self, inputs=inputs, states=states, weights=weights, layers=1, dropout=0.0
-        )
+        return replace(self, inputs=inputs, states=states, weights=weights, layers=1, dropout=0.0)
 
 
 def stacked(call: RecurrentCall, layer: Layer, drop: Drop) -> Results:

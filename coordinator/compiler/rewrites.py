@@ -10,10 +10,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from coordinator.compiler.counter_random import keep_mask
+from coordinator.compiler.layer_forms import (
+    batch_norm_forward,
+    local_response_norm,
+    same_convolution,
+)
 from coordinator.compiler.recurrent_layers import (
     KINDS,
     native_layer,
@@ -30,6 +36,9 @@ _DROPOUTS = {
     F.feature_alpha_dropout: None,
 }  # fmt: skip
 """Whether whole channels are dropped; None for forms that are not supported."""
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_BATCH_NORMS = (_BatchNorm, nn.SyncBatchNorm)
+"""Without a process group the latter is the former."""
 
 MASKED_SCORE = -1e30
 """Added to attention scores that must not count; unlike minus infinity it makes no NaN."""
@@ -47,10 +56,15 @@ class PortableFunctions(TorchFunctionMode):
         self.seed = seed
         self.only_random = only_random
         self.sites = 0
+        self._replaced: list[tuple[type[nn.Module], Callable[..., Any]]] = []
 
     def __enter__(self) -> "PortableFunctions":
         # F.multi_head_attention_forward runs outside of the mode: reach its attention by name
         F.scaled_dot_product_attention = self._attention
+        if not self.only_random:
+            self._replaced = [(kind, kind.forward) for kind in _BATCH_NORMS]
+            for kind in _BATCH_NORMS:
+                kind.forward = batch_norm_forward  # type: ignore[assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -61,6 +75,8 @@ class PortableFunctions(TorchFunctionMode):
         trace: TracebackType | None,
     ) -> None:
         F.scaled_dot_product_attention = _ATTENTION
+        for replaced, forward in self._replaced:
+            replaced.forward = forward
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
@@ -74,6 +90,10 @@ class PortableFunctions(TorchFunctionMode):
             return self._attention(*args, **kwargs)
         if func is F.pad and not self.only_random:
             return _padded(*args, **kwargs)
+        if func in _CONVOLUTIONS and not self.only_random:
+            return same_convolution(func, _padded, *args, **kwargs)
+        if func is F.local_response_norm and not self.only_random:
+            return local_response_norm(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in KINDS:
             return self._recurrent(func, args)

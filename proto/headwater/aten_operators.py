@@ -78,10 +78,16 @@ scatter.value scatter_add.default
 """
 
 _LAYERS = """
-_adaptive_avg_pool2d.default _adaptive_avg_pool2d_backward.default avg_pool2d.default
-avg_pool2d_backward.default convolution.default convolution_backward.default
+_adaptive_avg_pool2d.default _adaptive_avg_pool2d_backward.default
+_adaptive_avg_pool3d.default _adaptive_avg_pool3d_backward.default
+adaptive_max_pool2d.default adaptive_max_pool2d_backward.default
+adaptive_max_pool3d.default adaptive_max_pool3d_backward.default
+avg_pool2d.default avg_pool2d_backward.default avg_pool3d.default avg_pool3d_backward.default
+convolution.default convolution_backward.default
 im2col.default col2im.default
 max_pool2d_with_indices.default max_pool2d_with_indices_backward.default
+max_pool3d_with_indices.default max_pool3d_with_indices_backward.default
+max_unpool2d.default max_unpool3d.default
 _native_batch_norm_legit.no_stats _native_batch_norm_legit_functional.default
 _native_batch_norm_legit_no_training.default native_batch_norm_backward.default
 native_group_norm.default native_group_norm_backward.default native_layer_norm.default
