@@ -84,11 +84,37 @@ class CompiledPlan:
 
 @dataclass(frozen=True)
 class _Traces:
-    """The traced steps, named as the plan's members."""
+    """The three traces, and which outputs of which trace make a member of the plan."""
 
-    steps: Mapping[str, TracedStep]
+    training: TracedStep
+    optimizing: TracedStep
+    evaluation: TracedStep
     state: ModelState
     recipe: Recipe
+
+    @property
+    def cuts(self) -> dict[str, tuple[TracedStep, list[str]]]:
+        """The ONNX members: `(trace, outputs)`."""
+        results = ["loss", *(f"m.{name}" for name in self.recipe.metrics)]
+        new = [name for name in self.training.outputs if name.startswith("new.")]
+        buffers = [name for name in new if name[4:] in self.state.buffer_names]
+        gradients = [name for name in self.training.outputs if name.startswith("g.")]
+        return {
+            "train.onnx": (self.training, [*new, *results]),
+            "gradients.onnx": (self.training, [*gradients, *buffers, *results]),
+            "apply.onnx": (self.optimizing, list(self.optimizing.outputs)),
+            "evaluate.onnx": (self.evaluation, results),
+            "predict.onnx": (self.evaluation, ["output"]),
+        }
+
+    @property
+    def torch_steps(self) -> dict[str, TracedStep]:
+        """The torch members."""
+        cuts = {name: self.cuts[f"{name}.onnx"] for name in ("train", "evaluate")}
+        return {
+            f"{name}.aten.json": _unrolled(trace.select(kept))
+            for name, (trace, kept) in cuts.items()
+        }
 
 
 def compile_plan(
@@ -124,19 +150,14 @@ def compile_plan(
     say("tracing the evaluation step and the training step")
     traces, inputs, targets = _traced(recipe, loss, inputs, targets)
     say("lowering to ONNX")
-    lowered = {
-        member: decompose(traced, table())
-        for member, traced in traces.steps.items()
-        if member.endswith(".onnx")
-    }
+    lowered = _lowered(traces)
     members = {member: _onnx(traced, member) for member, traced in lowered.items()}
-    for member, traced in traces.steps.items():
-        if member.endswith(".json"):
-            members[member] = to_json(traced.module, traced.inputs, traced.outputs)
+    for member, traced in traces.torch_steps.items():
+        members[member] = to_json(traced.module, traced.inputs, traced.outputs)
     say("comparing the graphs with eager torch")
     ports = {m: GraphPort(t.inputs, t.outputs) for m, t in lowered.items()}
     parity = check_parity(
-        recipe, traces.state, members, ports, traces.steps["train.aten.json"],
+        recipe, traces.state, members, ports, traces.torch_steps["train.aten.json"],
         lambda size, draw: random_batch(inputs, targets, size, seed * 1000 + draw),
         batch_size, learning_rate,
     )  # fmt: skip
@@ -189,21 +210,18 @@ def _traced(
     training, evaluation = state.renamed(training), state.renamed(evaluation)
     inputs = bounded_inputs(inputs, training)
     targets = bounded_targets(loss, targets, evaluation)
-    results = ["loss", *(f"m.{name}" for name in recipe.metrics)]
-    new = [name for name in training.outputs if name.startswith("new.")]
-    buffers = [name for name in new if name[4:] in state.buffer_names]
-    gradients = [name for name in training.outputs if name.startswith("g.")]
-    train, evaluate = training.select([*new, *results]), evaluation.select(results)
-    members = {
-        "train.onnx": train,
-        "gradients.onnx": training.select([*gradients, *buffers, *results]),
-        "apply.onnx": optimizing.select(optimizing.outputs),
-        "evaluate.onnx": evaluate,
-        "predict.onnx": evaluation.select(["output"]),
-        "train.aten.json": _unrolled(train),
-        "evaluate.aten.json": _unrolled(evaluate),
-    }
-    return _Traces(members, state, recipe), inputs, targets
+    return _Traces(training, optimizing, evaluation, state, recipe), inputs, targets
+
+
+def _lowered(traces: _Traces) -> dict[str, TracedStep]:
+    """The ONNX members' steps; each trace is decomposed once, as the slowest part of a compile."""
+    done: dict[int, TracedStep] = {}
+    found = {}
+    for member, (trace, outputs) in traces.cuts.items():
+        if id(trace) not in done:
+            done[id(trace)] = decompose(trace, table())
+        found[member] = done[id(trace)].select(outputs)
+    return found
 
 
 def _unrolled(step: TracedStep) -> TracedStep:
