@@ -108,6 +108,8 @@ def _slice_replaced(
     """What lies before, the source, what lies after."""
     axis = dimension % value.rank
     size = value.shape[axis]
+    if start in (0, None) and end in (_END, None) and step == 1:
+        return context.operand(source, value.dtype)  # as in x[:, 0] with an open batch
     if not all(isinstance(v, int | None) for v in (size, start, end)):
         raise context.unsupported("assigning to a slice of the batch is not supported")
     if step != 1:
