@@ -148,6 +148,11 @@ class Manifest:
         """Whether the step takes the weights of the round's start, for its proximal term."""
         return "proximal" in self.hyperparameters
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the examples have weights, which are then the last of the targets."""
+        return bool(self.targets) and self.targets[-1].is_weight
+
     def step_memory_bytes(self, batch_size: int) -> int:
         """The estimated peak memory of a step over a batch, cut where the plan cuts it."""
         at_once = min(batch_size, self.step.micro_batch_size or batch_size)
