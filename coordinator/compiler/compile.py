@@ -20,7 +20,7 @@ import copy
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ from coordinator.compiler.metrics import Metric, metric_functions
 from coordinator.compiler.onnx_graph import OPSET
 from coordinator.compiler.onnx_lowering import lower
 from coordinator.compiler.optimizers import optimizer_from
+from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.parity import check_parity
 from coordinator.compiler.recurrent_operators import SPELLED_OUT
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
 from coordinator.compiler.state import ModelState, model_state
-from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
+from coordinator.compiler.step import SEED, Recipe
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
 from headwater.batch import Array, TensorSignature
 from headwater.errors import CompileError, PlanError
@@ -52,11 +53,15 @@ from headwater.manifest import (
     Manifest,
     Member,
     OptimizerSpec,
+    ParameterGroup,
+    PeakMemory,
     Slot,
+    StepSpec,
 )
 from headwater.plan import FROZEN, WEIGHTS, write_plan
 from headwater.plan_checks import check_graph
 from headwater.safetensors import write_tensors, write_weights
+from headwater.values import batch_values
 
 Progress = Callable[[str], None]
 
@@ -104,13 +109,18 @@ class _Traces:
             "gradients.onnx": (self.training, [*gradients, *buffers, *results]),
             "apply.onnx": (self.optimizing, list(self.optimizing.outputs)),
             "evaluate.onnx": (self.evaluation, results),
-            "predict.onnx": (self.evaluation, ["output"]),
+            "predict.onnx": (
+                self.evaluation,
+                list(filter(steps.is_output, self.evaluation.outputs)),
+            ),
         }
 
     @property
     def torch_steps(self) -> dict[str, TracedStep]:
         """The torch members."""
-        cuts = {name: self.cuts[f"{name}.onnx"] for name in ("train", "evaluate")}
+        halves = self.recipe.options.micro_batch_size is not None
+        names = ("train", "evaluate", *(("gradients", "apply") if halves else ()))
+        cuts = {name: self.cuts[f"{name}.onnx"] for name in names}
         return {
             f"{name}.aten.json": _unrolled(trace.select(kept))
             for name, (trace, kept) in cuts.items()
@@ -128,14 +138,15 @@ def compile_plan(
     name: str,
     batch_size: int,
     seed: int,
+    options: StepOptions = PLAIN,
     progress: Progress | None = None,
 ) -> CompiledPlan:
     """Compile a training step; the model is copied and keeps its state.
 
     `loss` is a torch.nn.functional name or a function `(output, *targets) -> scalar`, as metrics
     are; `cross_entropy` also takes outputs [batch, time, class] with targets [batch, time].
-    `optimizer` is `{"name", "learning_rate", ...settings}`. `seed` draws the parity gate's data.
-    The same arguments give the same bytes.
+    `optimizer` is `{"name", "learning_rate", ...settings}`; `options` is what else the step does.
+    `seed` draws the parity gate's data. The same arguments give the same bytes.
 
     Raises:
         CompileError: what the model, loss, metrics or optimizer do cannot become a plan, or its
@@ -143,10 +154,13 @@ def compile_plan(
     """
     say = progress or (lambda message: None)
     chosen, learning_rate = optimizer_from(optimizer)
+    weighted = options.weight is not None
     recipe = Recipe(
-        copy.deepcopy(model), loss_function(loss), metric_functions(metrics), chosen,
-        len(inputs), len(targets),
+        copy.deepcopy(model), loss_function(loss, weighted=weighted), metric_functions(metrics),
+        chosen, tuple(signature.name for signature in inputs), len(targets), options,
     )  # fmt: skip
+    if options.weight is not None:
+        targets = [*targets, TensorSignature(options.weight, (), "float32", is_weight=True)]
     say("tracing the evaluation step and the training step")
     traces, inputs, targets = _traced(recipe, loss, inputs, targets)
     say("lowering to ONNX")
@@ -155,11 +169,12 @@ def compile_plan(
     for member, traced in traces.torch_steps.items():
         members[member] = to_json(traced.module, traced.inputs, traced.outputs)
     say("comparing the graphs with eager torch")
+    hyperparameters = _hyperparameters(options, learning_rate)
     ports = {m: GraphPort(t.inputs, t.outputs) for m, t in lowered.items()}
     parity = check_parity(
         recipe, traces.state, members, ports, traces.torch_steps["train.aten.json"],
         lambda size, draw: random_batch(inputs, targets, size, seed * 1000 + draw),
-        batch_size, learning_rate,
+        batch_size, hyperparameters,
     )  # fmt: skip
     members |= _tensor_members(traces.state)
     manifest = Manifest(
@@ -175,16 +190,19 @@ def compile_plan(
         targets=tuple(targets),
         metrics=tuple(recipe.metrics),
         optimizer=_optimizer_spec(recipe),
-        hyperparameters={"learning_rate": learning_rate},
+        hyperparameters=hyperparameters,
         uses_seed=SEED in lowered["train.onnx"].inputs,
         batch_size=batch_size,
         graphs=ports,
-        peak_memory_bytes=peak_memory(lowered["train.onnx"], batch_size),
+        peak_memory_bytes=_peak_memory(lowered["train.onnx"], recipe, batch_size),
         parity=parity,
         members={
             member: Member(hashlib.sha256(data).hexdigest(), len(data))
             for member, data in sorted(members.items())
         },
+        step=StepSpec(
+            options.clip_norm, options.clip_value, options.micro_batch_size, options.corrections
+        ),
     )
     return CompiledPlan(manifest, dict(sorted(members.items())))
 
@@ -240,17 +258,37 @@ def _examples(
     batch = random_batch(inputs, targets, TRACE_BATCH_SIZE, 0)
     examples = dict(state.values)
     for slot in _optimizer_spec(recipe).slots:
-        examples[slot.value_name] = torch.zeros(slot.shape)
-    examples |= zip(recipe.input_names, map(torch.from_numpy, batch.inputs), strict=True)
-    examples |= zip(recipe.target_names, map(torch.from_numpy, batch.targets), strict=True)
-    return examples | {LEARNING_RATE: torch.tensor(0.1), SEED: torch.tensor(1)}
+        examples[slot.value_name] = torch.full(slot.shape, slot.initial)
+    for name in recipe.added_names:
+        examples[name] = examples[f"p.{name[2:]}"].clone()
+    for name, value in _hyperparameters(recipe.options, 0.1).items():
+        examples[f"h.{name}"] = torch.tensor(value)
+    examples |= {name: torch.from_numpy(array) for name, array in batch_values(batch).items()}
+    return examples | {SEED: torch.tensor(1)}
 
 
 def _apply_examples(recipe: Recipe, examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    kinds = ("o.", "h.", "a.", "c.")
+    taken = {name: value for name, value in examples.items() if name.startswith(kinds)}
     parameters = {f"p.{name}": examples[f"p.{name}"] for name in recipe.parameters}
-    slots = {name: value for name, value in examples.items() if name.startswith("o.")}
     gradients = {f"g.{name}": examples[f"p.{name}"].clone() for name in recipe.parameters}
-    return {**parameters, **slots, **gradients, LEARNING_RATE: examples[LEARNING_RATE]}
+    return {**parameters, **gradients, **taken}
+
+
+def _hyperparameters(options: StepOptions, learning_rate: float) -> dict[str, float]:
+    """Defaults of the values that a job may change without compiling again."""
+    values = {"learning_rate": learning_rate}
+    return values if options.proximal is None else {**values, "proximal": options.proximal}
+
+
+def _peak_memory(train: TracedStep, recipe: Recipe, batch_size: int) -> PeakMemory:
+    """The step's, and where gradients are accumulated one more copy of them."""
+    at_once = recipe.options.micro_batch_size or batch_size
+    peak = peak_memory(train, min(batch_size, at_once))
+    if recipe.options.micro_batch_size is None:
+        return peak
+    accumulators = sum(4 * parameter.numel() for parameter in recipe.parameters.values())
+    return replace(peak, fixed=peak.fixed + accumulators)
 
 
 def _onnx(traced: TracedStep, member: str) -> bytes:
@@ -269,11 +307,15 @@ def _optimizer_spec(recipe: Recipe) -> OptimizerSpec:
     optimizer = recipe.optimizer
     slots = [Slot(name, None, ()) for name in optimizer.scalars]
     slots += [
-        Slot(slot, name, tuple(parameter.shape))
-        for slot in optimizer.slots
+        Slot(slot, name, tuple(parameter.shape), initial)
+        for slot, initial in optimizer.slots.items()
         for name, parameter in recipe.parameters.items()
     ]
-    return OptimizerSpec(optimizer.name, optimizer.settings, tuple(slots))
+    groups = tuple(
+        ParameterGroup(group.optimizer.settings, group.learning_rate_scale, group.names)
+        for group in recipe.groups
+    )
+    return OptimizerSpec(optimizer.name, groups, tuple(slots))
 
 
 def _tensor_members(state: ModelState) -> dict[str, bytes]:

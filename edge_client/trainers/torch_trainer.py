@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from edge_client.trainers.signatures import check_batch, check_optimizer_state
+from edge_client.trainers.micro_batches import add_shares, micro_batches
+from edge_client.trainers.signatures import check_batch, check_correction, check_optimizer_state
 from edge_client.trainers.torch_aten import load_graph
 from edge_client.trainers.torch_device import torch_device
 from headwater.aten_json import read_graph
@@ -19,15 +20,20 @@ from headwater.errors import DataError, PlanError
 from headwater.layout import Weights
 from headwater.plan import Plan
 from headwater.values import (
+    applied_outputs,
     batch_values,
     check_outputs,
     evaluation_outputs,
     frozen_values,
+    gradient_outputs,
+    is_state,
     training_outputs,
     updated,
 )
 
 TRAIN = "train.aten.json"
+GRADIENTS = "gradients.aten.json"
+APPLY = "apply.aten.json"
 EVALUATE = "evaluate.aten.json"
 _METRIC = "m."
 
@@ -48,14 +54,22 @@ class TorchTrainer:
         self.device = torch_device(device)
         self._manifest = plan.manifest
         self._layout = plan.layout
-        self._train = _Step(plan.read(TRAIN), self.device)
-        self._evaluate = _Step(plan.read(EVALUATE), self.device)
-        check_outputs(self._train.outputs, training_outputs(plan.manifest), TRAIN)
-        check_outputs(self._evaluate.outputs, evaluation_outputs(plan.manifest), EVALUATE)
+        outputs = {EVALUATE: evaluation_outputs(plan.manifest)}
+        if plan.manifest.step.micro_batch_size is None:
+            outputs[TRAIN] = training_outputs(plan.manifest)
+        else:
+            outputs[GRADIENTS] = gradient_outputs(plan.manifest)
+            outputs[APPLY] = applied_outputs(plan.manifest)
+        self._steps = {name: _Step(plan.read(name), self.device) for name in outputs}
+        for name, step in self._steps.items():
+            check_outputs(step.outputs, outputs[name], name)
         self._frozen = self._moved(frozen_values(plan))
         self._state: dict[str, torch.Tensor] = {}
         self._slots: dict[str, torch.Tensor] = {}
+        self._anchor: dict[str, torch.Tensor] = {}
+        self._correction: dict[str, torch.Tensor] = {}
         self.reset_optimizer()
+        self.set_correction(None)
 
     def set_weights(self, weights: Weights) -> None:
         """Copy weights to the device; the optimizer keeps its state.
@@ -65,6 +79,9 @@ class TorchTrainer:
         """
         arrays = self._layout.unflatten(weights)
         self._state = self._moved({f"p.{name}": array for name, array in arrays.items()})
+        if self._manifest.anchored:
+            trainable = [spec.name for spec in self._layout.trainable]
+            self._anchor = self._moved({f"a.{name}": arrays[name] for name in trainable})
 
     def weights(self) -> Weights:
         """A copy of the current weights."""
@@ -73,9 +90,9 @@ class TorchTrainer:
         )
 
     def reset_optimizer(self) -> None:
-        """Begin again with an optimizer that has seen no step: every slot is zero."""
+        """Begin again with an optimizer that has seen no step."""
         self._slots = {
-            slot.value_name: torch.zeros(slot.shape, device=self.device)
+            slot.value_name: torch.full(slot.shape, slot.initial, device=self.device)
             for slot in self._manifest.optimizer.slots
         }
 
@@ -92,6 +109,19 @@ class TorchTrainer:
         check_optimizer_state(state, self._manifest)
         self._slots = self._moved({k: np.asarray(v, np.float32) for k, v in state.items()})
 
+    def set_correction(self, correction: Mapping[str, Array] | None) -> None:
+        """Add these arrays, by trainable tensor, to the gradients of later steps; None for zero.
+
+        Raises:
+            PlanError: the plan takes no corrections, or the names or shapes are of another model.
+        """
+        check_correction(correction, self._manifest)
+        if self._manifest.step.corrections:
+            given = correction or {s.name: np.zeros(s.shape) for s in self._layout.trainable}
+            self._correction = self._moved(
+                {f"c.{name}": np.asarray(array, np.float32) for name, array in given.items()}
+            )
+
     def train_step(
         self, batch: Batch, hyperparameters: Mapping[str, float], seed: int
     ) -> dict[str, float]:
@@ -103,13 +133,21 @@ class TorchTrainer:
             DataError: the batch does not have the plan's shapes, dtypes or value ranges.
             PlanError: the step fails in torch, for example for want of memory.
         """
-        values = {**self._state, **self._frozen, **self._slots, **self._batch(batch)}
+        check_batch(batch, self._manifest.inputs, self._manifest.targets)
         chosen = {**self._manifest.hyperparameters, **hyperparameters}
-        for name, value in chosen.items():
-            values[f"h.{name}"] = torch.tensor(value, dtype=torch.float32, device=self.device)
-        values["seed"] = torch.tensor(seed, dtype=torch.int64, device=self.device)
-        results = self._train.run(values)
-        self._state, self._slots = updated(results, self._state), updated(results, self._slots)
+        scalars = {
+            f"h.{name}": torch.tensor(value, dtype=torch.float32, device=self.device)
+            for name, value in chosen.items()
+        }
+        given = {**self._slots, **self._anchor, **self._correction, **scalars}
+        if TRAIN in self._steps:
+            results = self._steps[TRAIN].run({**given, **self._values(batch, seed)})
+            self._state = updated(results, self._state)
+        else:
+            results = self._accumulated(batch, seed)
+            results |= self._steps[APPLY].run({**given, **self._state, **results})
+            self._state |= updated(results, self._parameters)
+        self._slots = updated(results, self._slots)
         return _figures(results)
 
     def evaluate_step(self, batch: Batch) -> dict[str, float]:
@@ -119,11 +157,33 @@ class TorchTrainer:
             DataError: the batch does not have the plan's shapes, dtypes or value ranges.
             PlanError: the step fails in torch.
         """
-        return _figures(self._evaluate.run({**self._state, **self._frozen, **self._batch(batch)}))
-
-    def _batch(self, batch: Batch) -> dict[str, torch.Tensor]:
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
-        return {k: _tensor(array).to(self.device) for k, array in batch_values(batch).items()}
+        return _figures(self._steps[EVALUATE].run(self._values(batch, 0)))
+
+    def _accumulated(self, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
+        """Gradients, loss and metrics of a batch in parts; buffers go from part to part."""
+        total: dict[str, torch.Tensor] = {}
+        for part in micro_batches(batch, self._manifest.step.micro_batch_size, seed):
+            results = self._steps[GRADIENTS].run(self._values(part.batch, part.seed))
+            self._state |= updated(results, self._buffers)
+            sums = {name: value for name, value in results.items() if not is_state(name)}
+            with torch.inference_mode():
+                add_shares(total, sums, part.share)
+        return total
+
+    def _values(self, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
+        moved = {k: _tensor(array).to(self.device) for k, array in batch_values(batch).items()}
+        draw = torch.tensor(seed, dtype=torch.int64, device=self.device)
+        return {**self._state, **self._frozen, **moved, "seed": draw}
+
+    @property
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        return {n: self._state[n] for n in (f"p.{s.name}" for s in self._layout.trainable)}
+
+    @property
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        trainable = {f"p.{spec.name}" for spec in self._layout.trainable}
+        return {name: tensor for name, tensor in self._state.items() if name not in trainable}
 
     def _moved(self, arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
         """Copies on the device, which share no memory with the arrays."""

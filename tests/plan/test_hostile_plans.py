@@ -107,7 +107,7 @@ def test_slots_have_the_shapes_of_their_tensors(slot: Fields) -> None:
 
 
 def test_a_model_without_trainable_tensors_is_refused() -> None:
-    refused(fields() | {"tensors": [], "optimizer": {"name": "sgd", "settings": {}, "slots": []}})
+    refused(fields() | {"tensors": [], "optimizer": {"name": "sgd", "groups": [], "slots": []}})
 
 
 def plan_with(members: Mapping[str, bytes], **changes: Any) -> Plan:
