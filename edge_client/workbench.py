@@ -26,7 +26,7 @@ V = TypeVar("V")
 
 MEMBERS = {
     "onnxruntime": ("train.onnx", "evaluate.onnx", FROZEN),
-    "torch": ("train.aten.json", "evaluate.aten.json", FROZEN),
+    "torch": ("forward.aten.json", "apply.aten.json", "evaluate.aten.json", FROZEN),
 }
 """The members that each runtime needs; the initial weights come by an assignment's digest."""
 

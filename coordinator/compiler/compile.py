@@ -11,8 +11,8 @@
     )
     compiled.write("cifar10-lenet.plan")
 
-One trace of the training step gives the training, gradient and torch forms; one of evaluation gives
-evaluation and prediction. Before anything is returned the parity gate compares what the graphs
+One trace of the training step gives the training and gradient graphs; one of evaluation gives
+evaluation and prediction. For torch the forward pass is traced again, with torch's own layers. Before anything is returned the parity gate compares what the graphs
 compute with eager torch.
 """
 
@@ -20,7 +20,7 @@ import copy
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,13 @@ from coordinator.compiler.parity import check_parity
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
 from coordinator.compiler.state import ModelState, model_state
 from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
-from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
+from coordinator.compiler.trace import (
+    TRACE_BATCH_SIZE,
+    TracedStep,
+    decompose,
+    trace_forward,
+    trace_step,
+)
 from headwater.batch import Array, TensorSignature
 from headwater.errors import CompileError, PlanError
 from headwater.manifest import (
@@ -135,7 +141,7 @@ def compile_plan(
     say("comparing the graphs with eager torch")
     ports = {m: GraphPort(t.inputs, t.outputs) for m, t in lowered.items()}
     parity = check_parity(
-        recipe, traces.state, members, ports, traces.steps["train.aten.json"],
+        recipe, traces.state, members, ports, traces.steps,
         lambda size, draw: random_batch(inputs, targets, size, seed * 1000 + draw),
         batch_size, learning_rate,
     )  # fmt: skip
@@ -184,6 +190,7 @@ def _traced(
     optimizing = trace_step(
         lambda t: steps.apply(recipe, t), _apply_examples(recipe, examples), [], recipe.model
     )
+    forward, torch_evaluation = _torch_traces(recipe, examples, batched)
     state = state.with_constants(training)
     training, evaluation = state.renamed(training), state.renamed(evaluation)
     inputs = bounded_inputs(inputs, training)
@@ -199,10 +206,41 @@ def _traced(
         "apply.onnx": optimizing.select(optimizing.outputs),
         "evaluate.onnx": evaluate,
         "predict.onnx": evaluation.select(["output"]),
-        "train.aten.json": train,
-        "evaluate.aten.json": evaluate,
+        "forward.aten.json": state.renamed(forward).select([*buffers, *results]),
+        "apply.aten.json": _vector_trace(recipe),
+        "evaluate.aten.json": state.renamed(torch_evaluation).select(results),
     }
     return _Traces(members, state, recipe), inputs, targets
+
+
+def _torch_traces(
+    recipe: Recipe, examples: Mapping[str, Tensor], batched: Sequence[str]
+) -> tuple[TracedStep, TracedStep]:
+    """The forward pass as torch runs it, for training and for evaluation."""
+    native = replace(recipe, eager=True)
+
+    def step(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return steps.differentiable(native, tensors)
+
+    forward = trace_forward(step, examples, batched, recipe.model)
+    recipe.model.eval()
+    evaluation = trace_forward(step, examples, batched, recipe.model)
+    recipe.model.train()
+    return forward, evaluation
+
+
+def _vector_trace(recipe: Recipe) -> TracedStep:
+    """The optimizer over whole vectors of parameters, of whatever length."""
+    names = steps.vectors(recipe)
+    kinds = ["p", "g", *(f"o.{slot}" for slot in recipe.optimizer.slots)]
+    vectors = {
+        f"{kind}.{name}": torch.ones(TRACE_BATCH_SIZE) for name in names for kind in kinds
+    }
+    scalars = {f"o.{name}": torch.zeros(()) for name in recipe.optimizer.scalars}
+    return trace_forward(
+        lambda t: steps.apply(recipe, t, names),
+        {**vectors, **scalars, LEARNING_RATE: torch.tensor(0.1)}, list(vectors), recipe.model,
+    )  # fmt: skip
 
 
 def _examples(

@@ -15,6 +15,8 @@ What is compared, and why so:
   Adam divides gradients by their own size and so turns such noise into full steps. One gradient in
   each tensor is exactly zero, where a lost epsilon becomes 0/0.
 - The whole training step is compared where gradients stand clear of the noise.
+- The torch form runs as a device runs it: the forward pass under autograd, then the optimizer over
+  whole vectors of parameters.
 
 A kink (the sign of a value near zero, the larger of two equal values) can flip by chance; a wrong
 graph fails always. So the gate passes if one of `ATTEMPTS` draws of data passes, but never if a
@@ -88,19 +90,64 @@ class _Graphs:
         return dict(zip(ports.outputs, results, strict=True))
 
 
+class _TorchForm:
+    """The torch form's steps, each a function of named arrays."""
+
+    def __init__(self, recipe: Recipe, traces: Mapping[str, TracedStep]) -> None:
+        self._vectors = steps.vectors(recipe)
+        self._kinds = ["p", "g", *(f"o.{slot}" for slot in recipe.optimizer.slots)]
+        self._traces = traces
+
+    def gradients(self, feeds: Arrays) -> Arrays:
+        """Forward and backward: `g.` of every parameter, buffers, loss and metrics."""
+        names = [name for vector in self._vectors.values() for name in vector]
+        leaves = {f"p.{name}": torch.tensor(feeds[f"p.{name}"], requires_grad=True) for name in names}
+        results = self._run("forward.aten.json", {**_copies(feeds), **leaves})
+        found = torch.autograd.grad(
+            results["loss"], list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        return _numpy(results | {f"g.{n}": v for n, v in zip(names, found, strict=True)})
+
+    def apply(self, feeds: Arrays) -> Arrays:
+        """`new.p.` of every parameter, computed over vectors."""
+        values = _copies(feeds)
+        for vector, names in self._vectors.items():
+            for kind in self._kinds:
+                parts = [values[f"{kind}.{name}"].flatten() for name in names]
+                values[f"{kind}.{vector}"] = torch.cat(parts)
+        results = self._run("apply.aten.json", values)
+        found = {}
+        for vector, names in self._vectors.items():
+            sizes = [feeds[f"p.{name}"].size for name in names]
+            parts = results[f"new.p.{vector}"].split(sizes)
+            for name, part in zip(names, parts, strict=True):
+                found[f"new.p.{name}"] = part.reshape(feeds[f"p.{name}"].shape)
+        return _numpy(found)
+
+    def evaluate(self, feeds: Arrays) -> Arrays:
+        """Loss and metrics."""
+        return _numpy(self._run("evaluate.aten.json", _copies(feeds)))
+
+    def _run(self, member: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        traced = self._traces[member]
+        results = traced.module(*(values[name] for name in traced.inputs))
+        return dict(zip(traced.outputs, results, strict=True))
+
+
 def check_parity(
     recipe: Recipe,
     state: ModelState,
     members: Mapping[str, bytes],
     ports: Mapping[str, GraphPort],
-    torch_form: TracedStep,
+    traces: Mapping[str, TracedStep],
     draw: Draw,
     batch_size: int,
     learning_rate: float,
 ) -> dict[str, float]:
     """Figures for the manifest: distances by quantity, steps, factor and floor.
 
-    `draw(size, number)` gives a batch of random examples.
+    `traces` holds the torch form's steps by their members' names. `draw(size, number)` gives a batch
+    of random examples.
 
     Raises:
         CompileError: a graph does not load, fails, or lies beyond the limit.
@@ -111,7 +158,7 @@ def check_parity(
         graphs = _Graphs(members, ports)
         sizes = [min(size, batch_size) for size in BATCH_SIZES]
         for attempt in range(ATTEMPTS):
-            run = _Run(recipe, state, graphs, torch_form, learning_rate)
+            run = _Run(recipe, state, graphs, _TorchForm(recipe, traces), learning_rate)
             for index, size in enumerate(sizes):
                 run.step(draw(size, attempt * len(sizes) + index), seed=attempt + index)
             run.evaluate(draw(sizes[0], attempt))
@@ -134,7 +181,7 @@ class _Run:
         recipe: Recipe,
         state: ModelState,
         graphs: _Graphs,
-        torch_form: TracedStep,
+        torch_form: _TorchForm,
         learning_rate: float,
     ) -> None:
         self.recipe = replace(recipe, eager=True)
@@ -167,6 +214,7 @@ class _Run:
         double = _numpy(steps.gradients(self.recipe, _doubled(self._inputs(data))))
         feeds = self._feeds(data)
         self._compare("gradients", self.graphs.run("gradients.onnx", feeds), single, double)
+        self._compare("torch", self.torch_form.gradients(feeds), single, double)
         self._compare_training(feeds, single, double)
         for name in double:
             if name.startswith("new."):
@@ -183,6 +231,7 @@ class _Run:
         feeds = self._feeds(data)
         found = self.graphs.run("evaluate.onnx", feeds) | self.graphs.run("predict.onnx", feeds)
         self._compare("evaluation", found, single, double)
+        self._compare("torch_evaluation", self.torch_form.evaluate(feeds), single, double)
 
     def _compare(self, what: str, found: Arrays, single: Arrays, double: Arrays) -> None:
         for kind, group in _groups(found).items():
@@ -190,25 +239,23 @@ class _Run:
             self.ledger.record(f"{what}.{kind}", group, {n: single[n] for n in group}, exact)
 
     def _compare_training(self, feeds: Arrays, single: Arrays, double: Arrays) -> None:
-        """The optimizer on equal gradients, then the whole step in both forms."""
-        whole = {
-            "train": self.graphs.run("train.onnx", feeds),
-            "torch_form": _numpy(_run_traced(self.torch_form, feeds)),
-        }
+        """The optimizer on equal gradients, in both forms, and the whole step."""
         gradients = {n: _with_a_zero(a) for n, a in single.items() if n.startswith("g.")}
         applied = self.graphs.run("apply.onnx", {**feeds, **gradients})
+        by_vectors = self.torch_form.apply({**feeds, **gradients})
+        found = self.graphs.run("train.onnx", feeds)
         expected = [twin.step(gradients) for twin in self.twins]
         updated = {n: a for n, a in applied.items() if n.startswith("new.p.")}
         self.ledger.record("optimizer.parameters", updated, expected[0], expected[1])
+        self.ledger.record("torch.parameters", by_vectors, expected[0], expected[1])
         clear = _clear(double)
-        for what, found in whole.items():
-            self._compare(what, {n: found[n] for n in found if n in double}, single, double)
-            self.ledger.record(
-                f"{what}.parameters",
-                {n: np.where(clear[n], found[n], exact) for n, exact in expected[1].items()},
-                {n: np.where(clear[n], expected[0][n], exact) for n, exact in expected[1].items()},
-                expected[1],
-            )
+        self._compare("train", {n: found[n] for n in found if n in double}, single, double)
+        self.ledger.record(
+            "train.parameters",
+            {n: np.where(clear[n], found[n], exact) for n, exact in expected[1].items()},
+            {n: np.where(clear[n], expected[0][n], exact) for n, exact in expected[1].items()},
+            expected[1],
+        )
         self.slots = {n[4:]: a for n, a in applied.items() if n.startswith("new.o.")}
         for name, array in expected[0].items():
             self.state[name[4:]] = torch.from_numpy(array.copy())
@@ -289,10 +336,9 @@ def _with_a_zero(gradient: Array) -> Array:
     return copy
 
 
-def _run_traced(traced: TracedStep, feeds: Arrays) -> dict[str, Tensor]:
-    with torch.no_grad():
-        arguments = [torch.from_numpy(np.array(feeds[name])) for name in traced.inputs]
-        return dict(zip(traced.outputs, traced.module(*arguments), strict=True))
+def _copies(feeds: Arrays) -> dict[str, Tensor]:
+    """As tensors of their own: a step may write its inputs before it is written to a plan."""
+    return {name: torch.tensor(array) for name, array in feeds.items()}
 
 
 def _tensors(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:

@@ -70,9 +70,10 @@ class PortableFunctions(TorchFunctionMode):
             return _padded(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in _CELLS and len(args) == 9:
-            draws = args[5] and args[6]
-            if draws or not self.only_random:
+            if not self.only_random:
                 return self._recurrent(name, *args)
+            if args[5] and args[6]:
+                return self._layered(func, *args)
         return func(*args, **kwargs)
 
     def _diverted_dropout(
@@ -137,6 +138,35 @@ class PortableFunctions(TorchFunctionMode):
             masked = attn_mask.dtype == torch.bool
             scores = scores + (_scores_where_not(attn_mask, scores) if masked else attn_mask)
         return self._dropout(torch.softmax(scores, -1), dropout_p) @ value
+
+    def _layered(
+        self,
+        func: Callable[..., Any],
+        inputs: Tensor,
+        states: Any,
+        weights: Sequence[Tensor],
+        has_biases: bool,
+        layers: int,
+        dropout: float,
+        training: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, ...]:
+        """torch's own kernel for each layer, with our dropout between them."""
+        pair = states if isinstance(states, tuple | list) else (states,)
+        runs, per_layer = (2 if bidirectional else 1), len(weights) // layers
+        sequence, finals = inputs, []
+        for layer in range(layers):
+            own = tuple(state[layer * runs : (layer + 1) * runs] for state in pair)
+            sequence, *final = func(
+                sequence, own if isinstance(states, tuple | list) else own[0],
+                weights[layer * per_layer : (layer + 1) * per_layer], has_biases, 1, 0.0, training,
+                bidirectional, batch_first,
+            )  # fmt: skip
+            finals.append(final)
+            if layer < layers - 1:
+                sequence = self._dropout(sequence, dropout)
+        return (sequence, *(torch.cat(list(state)) for state in zip(*finals, strict=True)))
 
     def _recurrent(
         self,

@@ -4,7 +4,7 @@ Names are those of the plan's graphs: `p.` state, `f.` frozen, `o.` optimizer, `
 `x0`.. inputs, `y0`.. targets, `h.learning_rate`, `seed`; `new.` marks the state after the step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Recipe:
     input_count: int
     target_count: int
     eager: bool = False
-    """Run torch's own attention and recurrent layers, as the yardstick of the parity gate does."""
+    """Run torch's own attention and recurrent layers: for torch, and as the parity gate's yardstick."""
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -90,6 +90,13 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
     return results, after
 
 
+def differentiable(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
+    """The forward half of `gradients`: the loss, the metrics and `new.p.` of each buffer."""
+    results, buffers = forward(recipe, tensors)
+    outputs = {f"new.p.{name}": value.detach() for name, value in buffers.items()}
+    return outputs | {n: value for n, value in results.items() if n != "output"}
+
+
 def gradients(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
     """`g.` of each trainable parameter, `new.p.` of each buffer, the loss and the metrics."""
     names = list(recipe.parameters)
@@ -104,12 +111,18 @@ def gradients(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
     return outputs | {n: value.detach() for n, value in results.items() if n != "output"}
 
 
-def apply(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
-    """The optimizer's step: `new.p.` and `new.o.` from `p.`, `o.`, `g.` and the learning rate."""
+def apply(
+    recipe: Recipe, tensors: Named, names: Iterable[str] | None = None
+) -> dict[str, Tensor]:
+    """The optimizer's step: `new.p.` and `new.o.` from `p.`, `o.`, `g.` and the learning rate.
+
+    `names` are the parameters; vectors that hold several of them may stand in their place, as
+    `vectors` names them.
+    """
     optimizer = recipe.optimizer
     scalars, shared = optimizer.advance([tensors[f"o.{name}"] for name in optimizer.scalars])
     results = {f"new.o.{n}": s for n, s in zip(optimizer.scalars, scalars, strict=True)}
-    for name in recipe.parameters:
+    for name in recipe.parameters if names is None else names:
         slots = [tensors[f"o.{slot}.{name}"] for slot in optimizer.slots]
         new, new_slots = optimizer.update(
             tensors[f"p.{name}"], tensors[f"g.{name}"], slots, shared, tensors[LEARNING_RATE]
@@ -118,6 +131,11 @@ def apply(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
         for slot, value in zip(optimizer.slots, new_slots, strict=True):
             results[f"new.o.{slot}.{name}"] = value
     return results
+
+
+def vectors(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """Parameters with equal optimizer settings, in the layout's order, by the vector's name."""
+    return {"0": tuple(sorted(recipe.parameters))}
 
 
 def train(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:

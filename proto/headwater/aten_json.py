@@ -22,19 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from headwater.aten import (
-    DTYPES,
-    MAXIMUM_CONSTANT_BYTES,
-    MAXIMUM_DEPTH,
-    SYMBOLS,
-    Argument,
-    AtenGraph,
-    AtenNode,
-    Device,
-    Reference,
-    Symbol,
-    refused,
-)
+from headwater.aten import DTYPES, MAXIMUM_CONSTANT_BYTES, MAXIMUM_DEPTH, SYMBOLS, AtenGraph, refused
+from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
 from headwater.batch import Array
 
 SCHEMA = 1

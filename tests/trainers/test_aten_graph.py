@@ -9,15 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.aten import (
-    MAXIMUM_CONSTANT_BYTES,
-    MAXIMUM_NODES,
-    AtenGraph,
-    AtenNode,
-    Device,
-    Reference,
-    Symbol,
-)
+from headwater.aten import MAXIMUM_CONSTANT_BYTES, MAXIMUM_NODES, AtenGraph
+from headwater.aten_nodes import AtenNode, Device, Reference, Symbol
 from headwater.aten_json import MAXIMUM_BYTES, read_graph, write_graph
 from headwater.aten_operators import OPERATORS
 from headwater.errors import PlanError

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_client.trainers.torch_aten import load_graph
-from headwater.aten import AtenGraph, AtenNode, Device, Reference, Symbol
+from headwater.aten import AtenGraph
+from headwater.aten_nodes import AtenNode, Device, Reference, Symbol
 from headwater.aten_json import read_graph, write_graph
 from headwater.aten_operators import ATEN_OPERATORS
 from headwater.errors import PlanError

@@ -12,7 +12,8 @@ import torch
 from edge_client.trainers import open_trainer
 from edge_client.trainers.torch_aten import load_graph
 from edge_client.trainers.torch_trainer import EVALUATE, TRAIN, TorchTrainer
-from headwater.aten import AtenGraph, AtenNode, Reference
+from headwater.aten import AtenGraph
+from headwater.aten_nodes import AtenNode, Reference
 from headwater.aten_json import read_graph, write_graph
 from headwater.batch import Batch
 from headwater.errors import DataError, MissingExtraError, PlanError, UsageError

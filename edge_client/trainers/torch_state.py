@@ -1,0 +1,119 @@
+"""What a torch trainer keeps on its device between steps: parameters, buffers, optimizer slots.
+
+Parameters lie in one flat vector, in runs of equal optimizer settings, and their gradients and slots
+lie in vectors of the same form. So a step of the optimizer takes a few kernels rather than some for
+each tensor, and one all-reduce takes all gradients.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from edge_client.trainers.torch_vectors import TensorVector
+from headwater.batch import Array
+from headwater.manifest import Manifest
+from headwater.values import check_unchanged_form
+
+
+class TorchState:
+    """The tensors of one plan; all zero at first.
+
+    `leaves` are the parameters as autograd knows them and `buffers` the averaged buffers, both by
+    graph name; they are views, which follow whatever is loaded or written.
+    """
+
+    def __init__(self, manifest: Manifest, device: torch.device) -> None:
+        layout = manifest.layout
+        shapes = {spec.name: spec.shape for spec in layout.trainable}
+        self._runs = {"0": tuple(shapes)}
+        self.parameters = TensorVector(shapes, torch.float32, device)
+        self.gradients = TensorVector(shapes, torch.float32, device)
+        self.float_buffers, self._integer_buffers = (
+            TensorVector({spec.name: spec.shape for spec in specs}, dtype, device)
+            for specs, dtype in (
+                (layout.float_buffers, torch.float32), (layout.integer_buffers, torch.int64)
+            )
+        )  # fmt: skip
+        self.leaves = {
+            f"p.{name}": view.detach().requires_grad_()
+            for name, view in self.parameters.tensors.items()
+        }
+        self.buffers = {
+            f"p.{name}": view
+            for vector in (self.float_buffers, self._integer_buffers)
+            for name, view in vector.tensors.items()
+        }
+        slots = manifest.optimizer.slots
+        self._slots = {
+            name: TensorVector(shapes, torch.float32, device)
+            for name in dict.fromkeys(slot.name for slot in slots if slot.tensor is not None)
+        }
+        self.scalars = {
+            slot.value_name: torch.zeros((), device=device) for slot in slots if slot.tensor is None
+        }
+
+    @property
+    def applied_outputs(self) -> set[str]:
+        """What the optimizer's step gives."""
+        kinds = ["p", *(f"o.{slot}" for slot in self._slots)]
+        return {f"new.{kind}.{run}" for kind in kinds for run in self._runs} | {
+            f"new.{name}" for name in self.scalars
+        }
+
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Copy parameters and buffers in, by plain name."""
+        for vector in self._vectors:
+            vector.load(arrays)
+
+    def arrays(self) -> dict[str, Array]:
+        """A copy of parameters and buffers, by plain name."""
+        return {name: array for vector in self._vectors for name, array in vector.arrays().items()}
+
+    def take_buffers(self, results: Mapping[str, torch.Tensor]) -> None:
+        """Copy the buffers' new values out of a step's results.
+
+        Raises:
+            PlanError: one has another shape or dtype than the buffer.
+        """
+        new = [results[f"new.{name}"].detach() for name in self.buffers]
+        for (name, buffer), value in zip(self.buffers.items(), new, strict=True):
+            check_unchanged_form(name, buffer, value)
+        if new:
+            torch._foreach_copy_(list(self.buffers.values()), new)
+
+    def parts(self, elements: int | None) -> Iterator[dict[str, torch.Tensor]]:
+        """The vectors of the optimizer's step by graph name, such as `p.0`: whole, or in parts."""
+        kinds = {"p": self.parameters, "g": self.gradients}
+        kinds |= {f"o.{name}": vector for name, vector in self._slots.items()}
+        whole = {
+            f"{kind}.{run}": vector.part(names)
+            for kind, vector in kinds.items()
+            for run, names in self._runs.items()
+        }
+        size = max(vector.numel() for vector in whole.values())
+        step = elements or size
+        for start in range(0, size, step):
+            yield {name: vector[start : start + step] for name, vector in whole.items()}
+
+    def reset_slots(self) -> None:
+        """Make every slot zero."""
+        for tensor in (*(vector.flat for vector in self._slots.values()), *self.scalars.values()):
+            tensor.zero_()
+
+    def slot_arrays(self) -> dict[str, Array]:
+        """A copy of the slots by graph name."""
+        found: dict[str, Array] = {n: t.cpu().numpy().copy() for n, t in self.scalars.items()}
+        for slot, vector in self._slots.items():
+            found |= {f"o.{slot}.{name}": array for name, array in vector.arrays().items()}
+        return found
+
+    def load_slots(self, arrays: Mapping[str, Array]) -> None:
+        """Copy slots in, by graph name."""
+        for name, tensor in self.scalars.items():
+            tensor.copy_(torch.from_numpy(arrays[name].reshape(())))
+        for slot, vector in self._slots.items():
+            vector.load({name: arrays[f"o.{slot}.{name}"] for name in vector.tensors})
+
+    @property
+    def _vectors(self) -> tuple[TensorVector, ...]:
+        return self.parameters, self.float_buffers, self._integer_buffers
