@@ -15,8 +15,8 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
-from coordinator.compiler.places import place
 from coordinator.compiler.counter_random import KEEP_MASK
+from coordinator.compiler.places import place
 from headwater.aten import MAXIMUM_CONSTANT_BYTES, AtenGraph
 from headwater.aten_json import write_graph
 from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
@@ -78,9 +78,11 @@ def _copy_written(graph: fx.Graph, written: Sequence[fx.Node]) -> None:
     """Let the step write a copy of what it is given: batches and weights are not its own."""
     first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     for source in written:
+        users = list(source.users)
         with graph.inserting_before(first):
             copied = graph.call_function(torch.ops.aten.clone.default, (source,))
-        source.replace_all_uses_with(copied, delete_user_cb=lambda user, own=copied: user is not own)
+        for user in users:
+            user.replace_input_with(source, copied)
 
 
 def _refuse_unsupported(graph: fx.Graph) -> None:
@@ -101,7 +103,9 @@ def _refuse_unsupported(graph: fx.Graph) -> None:
 
 def _operator_name(node: fx.Node) -> str:
     name = _FUNCTIONS.get(node.target)  # type: ignore[arg-type]
-    return name or (str(node.target) if isinstance(node.target, OpOverload) else f"{node.op} {node.target}")
+    return name or (
+        str(node.target) if isinstance(node.target, OpOverload) else f"{node.op} {node.target}"
+    )
 
 
 class _Writer:

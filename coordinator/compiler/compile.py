@@ -12,8 +12,8 @@
     compiled.write("cifar10-lenet.plan")
 
 One trace of the training step gives the training and gradient graphs; one of evaluation gives
-evaluation and prediction. For torch the forward pass is traced again, with torch's own layers. Before anything is returned the parity gate compares what the graphs
-compute with eager torch.
+evaluation and prediction. For torch the forward pass is traced again, with torch's own layers.
+Before anything is returned the parity gate compares what the graphs compute with eager torch.
 """
 
 import copy
@@ -39,17 +39,13 @@ from coordinator.compiler.metrics import Metric, metric_functions
 from coordinator.compiler.onnx_graph import OPSET
 from coordinator.compiler.onnx_lowering import lower
 from coordinator.compiler.optimizers import optimizer_from
+from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.parity import check_parity
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
 from coordinator.compiler.state import ModelState, model_state
-from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
-from coordinator.compiler.trace import (
-    TRACE_BATCH_SIZE,
-    TracedStep,
-    decompose,
-    trace_forward,
-    trace_step,
-)
+from coordinator.compiler.step import SEED, Recipe
+from coordinator.compiler.torch_form import trace_apply, trace_forwards
+from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
 from headwater.batch import Array, TensorSignature
 from headwater.errors import CompileError, PlanError
 from headwater.manifest import (
@@ -57,11 +53,15 @@ from headwater.manifest import (
     Manifest,
     Member,
     OptimizerSpec,
+    ParameterGroup,
+    PeakMemory,
     Slot,
+    StepSpec,
 )
 from headwater.plan import FROZEN, WEIGHTS, write_plan
 from headwater.plan_checks import check_graph
 from headwater.safetensors import write_tensors, write_weights
+from headwater.values import batch_values
 
 Progress = Callable[[str], None]
 
@@ -107,14 +107,15 @@ def compile_plan(
     name: str,
     batch_size: int,
     seed: int,
+    options: StepOptions = PLAIN,
     progress: Progress | None = None,
 ) -> CompiledPlan:
     """Compile a training step; the model is copied and keeps its state.
 
     `loss` is a torch.nn.functional name or a function `(output, *targets) -> scalar`, as metrics
     are; `cross_entropy` also takes outputs [batch, time, class] with targets [batch, time].
-    `optimizer` is `{"name", "learning_rate", ...settings}`. `seed` draws the parity gate's data.
-    The same arguments give the same bytes.
+    `optimizer` is `{"name", "learning_rate", ...settings}`; `options` is what else the step does.
+    `seed` draws the parity gate's data. The same arguments give the same bytes.
 
     Raises:
         CompileError: what the model, loss, metrics or optimizer do cannot become a plan, or its
@@ -122,10 +123,13 @@ def compile_plan(
     """
     say = progress or (lambda message: None)
     chosen, learning_rate = optimizer_from(optimizer)
+    weighted = options.weight is not None
     recipe = Recipe(
-        copy.deepcopy(model), loss_function(loss), metric_functions(metrics), chosen,
-        len(inputs), len(targets),
+        copy.deepcopy(model), loss_function(loss, weighted=weighted), metric_functions(metrics),
+        chosen, tuple(signature.name for signature in inputs), len(targets), options,
     )  # fmt: skip
+    if options.weight is not None:
+        targets = [*targets, TensorSignature(options.weight, (), "float32", is_weight=True)]
     say("tracing the evaluation step and the training step")
     traces, inputs, targets = _traced(recipe, loss, inputs, targets)
     say("lowering to ONNX")
@@ -139,11 +143,12 @@ def compile_plan(
         if member.endswith(".json"):
             members[member] = to_json(traced.module, traced.inputs, traced.outputs)
     say("comparing the graphs with eager torch")
+    hyperparameters = _hyperparameters(options, learning_rate)
     ports = {m: GraphPort(t.inputs, t.outputs) for m, t in lowered.items()}
     parity = check_parity(
         recipe, traces.state, members, ports, traces.steps,
         lambda size, draw: random_batch(inputs, targets, size, seed * 1000 + draw),
-        batch_size, learning_rate,
+        batch_size, hyperparameters,
     )  # fmt: skip
     members |= _tensor_members(traces.state)
     manifest = Manifest(
@@ -159,16 +164,19 @@ def compile_plan(
         targets=tuple(targets),
         metrics=tuple(recipe.metrics),
         optimizer=_optimizer_spec(recipe),
-        hyperparameters={"learning_rate": learning_rate},
+        hyperparameters=hyperparameters,
         uses_seed=SEED in lowered["train.onnx"].inputs,
         batch_size=batch_size,
         graphs=ports,
-        peak_memory_bytes=peak_memory(lowered["train.onnx"], batch_size),
+        peak_memory_bytes=_peak_memory(lowered["train.onnx"], recipe, batch_size),
         parity=parity,
         members={
             member: Member(hashlib.sha256(data).hexdigest(), len(data))
             for member, data in sorted(members.items())
         },
+        step=StepSpec(
+            options.clip_norm, options.clip_value, options.micro_batch_size, options.corrections
+        ),
     )
     return CompiledPlan(manifest, dict(sorted(members.items())))
 
@@ -190,7 +198,7 @@ def _traced(
     optimizing = trace_step(
         lambda t: steps.apply(recipe, t), _apply_examples(recipe, examples), [], recipe.model
     )
-    forward, torch_evaluation = _torch_traces(recipe, examples, batched)
+    forward, torch_evaluation = trace_forwards(recipe, examples, batched)
     state = state.with_constants(training)
     training, evaluation = state.renamed(training), state.renamed(evaluation)
     inputs = bounded_inputs(inputs, training)
@@ -205,42 +213,12 @@ def _traced(
         "gradients.onnx": training.select([*gradients, *buffers, *results]),
         "apply.onnx": optimizing.select(optimizing.outputs),
         "evaluate.onnx": evaluate,
-        "predict.onnx": evaluation.select(["output"]),
+        "predict.onnx": evaluation.select(list(filter(steps.is_output, evaluation.outputs))),
         "forward.aten.json": state.renamed(forward).select([*buffers, *results]),
-        "apply.aten.json": _vector_trace(recipe),
+        "apply.aten.json": trace_apply(recipe),
         "evaluate.aten.json": state.renamed(torch_evaluation).select(results),
     }
     return _Traces(members, state, recipe), inputs, targets
-
-
-def _torch_traces(
-    recipe: Recipe, examples: Mapping[str, Tensor], batched: Sequence[str]
-) -> tuple[TracedStep, TracedStep]:
-    """The forward pass as torch runs it, for training and for evaluation."""
-    native = replace(recipe, eager=True)
-
-    def step(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return steps.differentiable(native, tensors)
-
-    forward = trace_forward(step, examples, batched, recipe.model)
-    recipe.model.eval()
-    evaluation = trace_forward(step, examples, batched, recipe.model)
-    recipe.model.train()
-    return forward, evaluation
-
-
-def _vector_trace(recipe: Recipe) -> TracedStep:
-    """The optimizer over whole vectors of parameters, of whatever length."""
-    names = steps.vectors(recipe)
-    kinds = ["p", "g", *(f"o.{slot}" for slot in recipe.optimizer.slots)]
-    vectors = {
-        f"{kind}.{name}": torch.ones(TRACE_BATCH_SIZE) for name in names for kind in kinds
-    }
-    scalars = {f"o.{name}": torch.zeros(()) for name in recipe.optimizer.scalars}
-    return trace_forward(
-        lambda t: steps.apply(recipe, t, names),
-        {**vectors, **scalars, LEARNING_RATE: torch.tensor(0.1)}, list(vectors), recipe.model,
-    )  # fmt: skip
 
 
 def _examples(
@@ -253,17 +231,37 @@ def _examples(
     batch = random_batch(inputs, targets, TRACE_BATCH_SIZE, 0)
     examples = dict(state.values)
     for slot in _optimizer_spec(recipe).slots:
-        examples[slot.value_name] = torch.zeros(slot.shape)
-    examples |= zip(recipe.input_names, map(torch.from_numpy, batch.inputs), strict=True)
-    examples |= zip(recipe.target_names, map(torch.from_numpy, batch.targets), strict=True)
-    return examples | {LEARNING_RATE: torch.tensor(0.1), SEED: torch.tensor(1)}
+        examples[slot.value_name] = torch.full(slot.shape, slot.initial)
+    for name in recipe.added_names:
+        examples[name] = examples[f"p.{name[2:]}"].clone()
+    for name, value in _hyperparameters(recipe.options, 0.1).items():
+        examples[f"h.{name}"] = torch.tensor(value)
+    examples |= {name: torch.from_numpy(array) for name, array in batch_values(batch).items()}
+    return examples | {SEED: torch.tensor(1)}
 
 
 def _apply_examples(recipe: Recipe, examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    kinds = ("o.", "h.", "a.", "c.")
+    taken = {name: value for name, value in examples.items() if name.startswith(kinds)}
     parameters = {f"p.{name}": examples[f"p.{name}"] for name in recipe.parameters}
-    slots = {name: value for name, value in examples.items() if name.startswith("o.")}
     gradients = {f"g.{name}": examples[f"p.{name}"].clone() for name in recipe.parameters}
-    return {**parameters, **slots, **gradients, LEARNING_RATE: examples[LEARNING_RATE]}
+    return {**parameters, **gradients, **taken}
+
+
+def _hyperparameters(options: StepOptions, learning_rate: float) -> dict[str, float]:
+    """Defaults of the values that a job may change without compiling again."""
+    values = {"learning_rate": learning_rate}
+    return values if options.proximal is None else {**values, "proximal": options.proximal}
+
+
+def _peak_memory(train: TracedStep, recipe: Recipe, batch_size: int) -> PeakMemory:
+    """The step's, and where gradients are accumulated one more copy of them."""
+    at_once = recipe.options.micro_batch_size or batch_size
+    peak = peak_memory(train, min(batch_size, at_once))
+    if recipe.options.micro_batch_size is None:
+        return peak
+    accumulators = sum(4 * parameter.numel() for parameter in recipe.parameters.values())
+    return replace(peak, fixed=peak.fixed + accumulators)
 
 
 def _onnx(traced: TracedStep, member: str) -> bytes:
@@ -282,11 +280,15 @@ def _optimizer_spec(recipe: Recipe) -> OptimizerSpec:
     optimizer = recipe.optimizer
     slots = [Slot(name, None, ()) for name in optimizer.scalars]
     slots += [
-        Slot(slot, name, tuple(parameter.shape))
-        for slot in optimizer.slots
+        Slot(slot, name, tuple(parameter.shape), initial)
+        for slot, initial in optimizer.slots.items()
         for name, parameter in recipe.parameters.items()
     ]
-    return OptimizerSpec(optimizer.name, optimizer.settings, tuple(slots))
+    groups = tuple(
+        ParameterGroup(group.optimizer.settings, group.learning_rate_scale, group.names)
+        for group in recipe.groups
+    )
+    return OptimizerSpec(optimizer.name, groups, tuple(slots))
 
 
 def _tensor_members(state: ModelState) -> dict[str, bytes]:

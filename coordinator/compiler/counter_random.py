@@ -20,8 +20,10 @@ _COUNTER_STRIDE = 0x1E3779B1
 _SITE_STRIDE = 0x3C6EF35F
 
 
-_LIBRARY = torch.library.Library("headwater", "DEF")
-_LIBRARY.define("keep_mask(Tensor seed, int site, SymInt[] shape, float probability) -> Tensor")
+_LIBRARY = torch.library.Library("headwater", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "keep_mask(Tensor seed, int site, SymInt[] shape, float probability) -> Tensor"
+)
 
 
 def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], probability: float) -> Tensor:
@@ -45,7 +47,7 @@ def _keep_mask(seed: Tensor, site: int, shape: Sequence[int], probability: float
     return (drawn >= round(probability * 2**32)).reshape(shape)
 
 
-_LIBRARY.impl("keep_mask", _keep_mask, "CompositeImplicitAutograd")
+_LIBRARY.impl("keep_mask", _keep_mask, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 KEEP_MASK = torch.ops.headwater.keep_mask.default
 
 

@@ -1,6 +1,7 @@
-"""Turns operators that write their arguments around, so that the order of a graph carries no meaning.
+"""Turns operators that write their arguments into ones that return what they would write.
 
-Models write in place (`relu_`, the running statistics of a batch norm); ONNX has nothing of the kind.
+Models write in place (`relu_`, the running statistics of a batch norm); ONNX has no such thing, and
+the order of a functional graph carries no meaning.
 """
 
 import copy

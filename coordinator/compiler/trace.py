@@ -2,8 +2,8 @@
 
 The step maps named tensors to named tensors. Autograd runs inside the trace, so the backward pass
 and the optimizer become operators like any other. Only the batch dimension is symbolic. Such a
-trace is decomposed further for ONNX. For torch a step is traced as it is called, before autograd and
-with the operators that torch has kernels for; the device differentiates it.
+trace is decomposed further for ONNX. For torch a step is traced as it is called, before autograd
+and with the operators that torch has kernels for; the device differentiates it.
 """
 
 import logging

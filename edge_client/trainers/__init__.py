@@ -21,6 +21,8 @@ class Trainer(Protocol):
     def set_weights(self, weights: Weights) -> None:
         """Start from these weights, which are copied; the optimizer keeps its state.
 
+        They are also what a plan's proximal term holds the later weights to.
+
         Raises:
             PlanError: the weights are of another layout.
         """
@@ -39,6 +41,15 @@ class Trainer(Protocol):
 
         Raises:
             PlanError: the state is of another plan.
+        """
+
+    def set_correction(self, correction: Mapping[str, Array] | None) -> None:
+        """Add these arrays, by trainable tensor, to the gradients of later steps; None for zero.
+
+        They stay until they are set again (control variates: `StepOptions.corrections`).
+
+        Raises:
+            PlanError: the plan takes no corrections, or the names or shapes are of another model.
         """
 
     def train_step(

@@ -1,8 +1,8 @@
 """Dropout's mask in torch: the numbers of a plan's counter-based generator, in 32-bit arithmetic.
 
-The generator is defined by the compiler, in 64-bit arithmetic that ONNX has
-(`coordinator.compiler.counter_random`, which names its sources); a test holds one against the other.
-Here a product wraps at 32 bits by itself, which takes half the memory and no masking.
+The generator is defined by the compiler, in 64-bit arithmetic that ONNX has; its module there,
+`counter_random`, names the sources, and a test holds one against the other. Here a product wraps at
+32 bits by itself, which takes half the memory and no masking.
 """
 
 from collections.abc import Sequence

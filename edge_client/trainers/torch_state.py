@@ -1,8 +1,8 @@
 """What a torch trainer keeps on its device between steps: parameters, buffers, optimizer slots.
 
-Parameters lie in one flat vector, in runs of equal optimizer settings, and their gradients and slots
-lie in vectors of the same form. So a step of the optimizer takes a few kernels rather than some for
-each tensor, and one all-reduce takes all gradients.
+Parameters lie in one flat vector, group by group, and their gradients and slots lie in vectors of
+the same form. So a step of the optimizer takes a few kernels rather than some for each tensor, and
+one all-reduce takes all gradients.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,8 +24,9 @@ class TorchState:
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
         layout = manifest.layout
-        shapes = {spec.name: spec.shape for spec in layout.trainable}
-        self._runs = {"0": tuple(shapes)}
+        self._groups = {str(n): g.tensors for n, g in enumerate(manifest.optimizer.groups)}
+        sizes = {spec.name: spec.shape for spec in layout.trainable}
+        shapes = {name: sizes[name] for names in self._groups.values() for name in names}
         self.parameters = TensorVector(shapes, torch.float32, device)
         self.gradients = TensorVector(shapes, torch.float32, device)
         self.float_buffers, self._integer_buffers = (
@@ -44,26 +45,36 @@ class TorchState:
             for name, view in vector.tensors.items()
         }
         slots = manifest.optimizer.slots
-        self._slots = {
-            name: TensorVector(shapes, torch.float32, device)
-            for name in dict.fromkeys(slot.name for slot in slots if slot.tensor is not None)
-        }
+        self._initial = {slot.name: slot.initial for slot in slots if slot.tensor is not None}
+        self._slots = {name: TensorVector(shapes, torch.float32, device) for name in self._initial}
         self.scalars = {
             slot.value_name: torch.zeros((), device=device) for slot in slots if slot.tensor is None
         }
+        added = ["a"] * manifest.anchored + ["c"] * manifest.step.corrections
+        self._added = {kind: TensorVector(shapes, torch.float32, device) for kind in added}
+        self.reset_slots()
 
     @property
     def applied_outputs(self) -> set[str]:
         """What the optimizer's step gives."""
         kinds = ["p", *(f"o.{slot}" for slot in self._slots)]
-        return {f"new.{kind}.{run}" for kind in kinds for run in self._runs} | {
+        return {f"new.{kind}.{group}" for kind in kinds for group in self._groups} | {
             f"new.{name}" for name in self.scalars
         }
 
     def load(self, arrays: Mapping[str, Array]) -> None:
-        """Copy parameters and buffers in, by plain name."""
+        """Copy parameters and buffers in, by plain name; the parameters are the anchor too."""
         for vector in self._vectors:
             vector.load(arrays)
+        if "a" in self._added:
+            self._added["a"].flat.copy_(self.parameters.flat)
+
+    def load_correction(self, arrays: Mapping[str, Array] | None) -> None:
+        """Copy a correction of the gradients in, by plain name; None is zero."""
+        if arrays is None:
+            self._added["c"].flat.zero_()
+        else:
+            self._added["c"].load(arrays)
 
     def arrays(self) -> dict[str, Array]:
         """A copy of parameters and buffers, by plain name."""
@@ -81,14 +92,24 @@ class TorchState:
         if new:
             torch._foreach_copy_(list(self.buffers.values()), new)
 
+    def take_gradients(self, found: tuple[torch.Tensor, ...], share: float, *, add: bool) -> None:
+        """Begin the gradients with these times their share, or add them."""
+        own = list(self.gradients.tensors.values())
+        if add:
+            torch._foreach_add_(own, found, alpha=share)
+            return
+        torch._foreach_copy_(own, found)
+        if share != 1.0:
+            self.gradients.flat.mul_(share)
+
     def parts(self, elements: int | None) -> Iterator[dict[str, torch.Tensor]]:
         """The vectors of the optimizer's step by graph name, such as `p.0`: whole, or in parts."""
         kinds = {"p": self.parameters, "g": self.gradients}
-        kinds |= {f"o.{name}": vector for name, vector in self._slots.items()}
+        kinds |= {f"o.{name}": vector for name, vector in self._slots.items()} | self._added
         whole = {
-            f"{kind}.{run}": vector.part(names)
+            f"{kind}.{group}": vector.part(names)
             for kind, vector in kinds.items()
-            for run, names in self._runs.items()
+            for group, names in self._groups.items()
         }
         size = max(vector.numel() for vector in whole.values())
         step = elements or size
@@ -96,9 +117,11 @@ class TorchState:
             yield {name: vector[start : start + step] for name, vector in whole.items()}
 
     def reset_slots(self) -> None:
-        """Make every slot zero."""
-        for tensor in (*(vector.flat for vector in self._slots.values()), *self.scalars.values()):
-            tensor.zero_()
+        """Give every slot its initial value."""
+        for name, vector in self._slots.items():
+            vector.flat.fill_(self._initial[name])
+        for scalar in self.scalars.values():
+            scalar.zero_()
 
     def slot_arrays(self) -> dict[str, Array]:
         """A copy of the slots by graph name."""

@@ -48,31 +48,38 @@ class Figures:
     """Loss and metrics of a step: on their way from the device until they are read.
 
     On a GPU what the device does after them goes on while they are read.
-
-    Raises:
-        PlanError: one of them is not a single number.
     """
 
-    def __init__(self, results: Mapping[str, torch.Tensor]) -> None:
-        self.names = [name for name in results if name == "loss" or name.startswith(_METRIC)]
-        for name in self.names:
-            if results[name].dim():
-                shape = tuple(results[name].shape)
-                raise PlanError(f"the plan's torch step gives {name!r:.80} of shape {shape}, no number")
-        self.values = torch.stack([results[name].detach().double() for name in self.names])
+    def __init__(self, figures: Mapping[str, torch.Tensor]) -> None:
+        self._names = list(figures)
+        self._values = torch.stack([value.double() for value in figures.values()])
         self._copied: torch.cuda.Event | None = None
-        if self.values.is_cuda:
-            host = torch.empty(len(self.names), dtype=torch.float64, pin_memory=True)
-            self.values = host.copy_(self.values, non_blocking=True)
-            self._copied = torch.cuda.Event()
+        if self._values.is_cuda:
+            host = torch.empty(self._values.shape, dtype=torch.float64, pin_memory=True)
+            self._values = host.copy_(self._values, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
     def read(self) -> dict[str, float]:
         """The numbers, under the names that people use."""
         if self._copied is not None:
             self._copied.synchronize()
-        numbers = self.values.tolist()
-        return {n.removeprefix(_METRIC): v for n, v in zip(self.names, numbers, strict=True)}
+        numbers = self._values.tolist()
+        return {n.removeprefix(_METRIC): v for n, v in zip(self._names, numbers, strict=True)}
+
+
+def figures_of(results: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Loss and metrics among a step's results.
+
+    Raises:
+        PlanError: one of them is not a single number.
+    """
+    found = {n: v.detach() for n, v in results.items() if n == "loss" or n.startswith(_METRIC)}
+    for name, value in found.items():
+        if value.dim():
+            shape = tuple(value.shape)
+            raise PlanError(f"the plan's torch step gives {name!r:.80} of shape {shape}, no number")
+    return found
 
 
 @contextmanager

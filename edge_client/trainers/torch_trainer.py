@@ -9,10 +9,17 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from edge_client.trainers.signatures import check_batch, check_optimizer_state
+from edge_client.trainers.micro_batches import MicroBatch, add_shares, micro_batches
+from edge_client.trainers.signatures import check_batch, check_correction, check_optimizer_state
 from edge_client.trainers.torch_device import torch_device
 from edge_client.trainers.torch_state import TorchState
-from edge_client.trainers.torch_step import Figures, TorchStep, exact_kernels, in_our_words
+from edge_client.trainers.torch_step import (
+    Figures,
+    TorchStep,
+    exact_kernels,
+    figures_of,
+    in_our_words,
+)
 from headwater.batch import Array, Batch
 from headwater.layout import Weights
 from headwater.plan import Plan
@@ -30,7 +37,7 @@ APPLY = "apply.aten.json"
 EVALUATE = "evaluate.aten.json"
 
 _PART_ELEMENTS = 2**16
-"""On a CPU the optimizer's step runs on parts of this size for each thread, which stay in its cache."""
+"""On a CPU the optimizer takes so many elements at a time, for each thread: they stay in cache."""
 
 
 class TorchTrainer:
@@ -62,7 +69,7 @@ class TorchTrainer:
         }
 
     def set_weights(self, weights: Weights) -> None:
-        """Copy weights to the device; the optimizer keeps its state.
+        """Copy weights to the device, also as the round's anchor; the optimizer keeps its state.
 
         Raises:
             PlanError: the weights are of another layout.
@@ -74,7 +81,7 @@ class TorchTrainer:
         return self._layout.flatten(self.state.arrays())
 
     def reset_optimizer(self) -> None:
-        """Begin again with an optimizer that has seen no step: every slot is zero."""
+        """Begin again with an optimizer that has seen no step."""
         self.state.reset_slots()
 
     def optimizer_state(self) -> dict[str, Array]:
@@ -90,6 +97,16 @@ class TorchTrainer:
         check_optimizer_state(state, self._manifest)
         self.state.load_slots({k: np.asarray(v, np.float32) for k, v in state.items()})
 
+    def set_correction(self, correction: Mapping[str, Array] | None) -> None:
+        """Add these arrays, by trainable tensor, to the gradients of later steps; None for zero.
+
+        Raises:
+            PlanError: the plan takes no corrections, or the names or shapes are of another model.
+        """
+        check_correction(correction, self._manifest)
+        if self._manifest.step.corrections:
+            self.state.load_correction(correction)
+
     def train_step(
         self, batch: Batch, hyperparameters: Mapping[str, float], seed: int
     ) -> dict[str, float]:
@@ -101,28 +118,37 @@ class TorchTrainer:
             DataError: the batch does not have the plan's shapes, dtypes or value ranges.
             PlanError: the step fails in torch, for example for want of memory.
         """
-        figures = self.gradients(batch, seed)
+        figures = Figures(self.gradients(batch, seed))
         self.apply(hyperparameters)
         return figures.read()
 
-    def gradients(self, batch: Batch, seed: int) -> Figures:
+    def gradients(self, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
         """The first half of a step: forward, backward, and the buffers' new values.
 
-        `state.gradients` holds the gradients afterwards, of the mean loss over the batch.
+        Returns the loss and the metrics, on the device. `state.gradients` holds the gradients
+        afterwards, of the mean loss over the batch.
 
         Raises:
             DataError, PlanError: as `train_step`.
         """
-        values = {**self._values(batch), "seed": torch.tensor(seed, dtype=torch.int64)}
-        with in_our_words(), exact_kernels(), torch.enable_grad():
-            results = self._forward(values)
-            figures = Figures(results)
-            leaves = list(self.state.leaves.values())
+        check_batch(batch, self._manifest.inputs, self._manifest.targets)
+        figures: dict[str, torch.Tensor] = {}
+        with in_our_words(), exact_kernels():
+            for part in micro_batches(batch, self._manifest.step.micro_batch_size, seed):
+                add_shares(figures, self._differentiate(part, add=bool(figures)), part.share)
+        return figures
+
+    def _differentiate(self, part: MicroBatch, *, add: bool) -> dict[str, torch.Tensor]:
+        """Forward and backward over a part of a batch, whose gradients are begun or added to."""
+        with torch.enable_grad():
+            results = self._forward(self._values(part.batch, part.seed))
+            figures = figures_of(results)
             found = torch.autograd.grad(
-                results["loss"], leaves, allow_unused=True, materialize_grads=True
-            )
+                results["loss"], list(self.state.leaves.values()), allow_unused=True,
+                materialize_grads=True,
+            )  # fmt: skip
         self.state.take_buffers(results)
-        torch._foreach_copy_(list(self.state.gradients.tensors.values()), found)
+        self.state.take_gradients(found, part.share, add=add)
         return figures
 
     def apply(self, hyperparameters: Mapping[str, float]) -> None:
@@ -155,16 +181,15 @@ class TorchTrainer:
             DataError: the batch does not have the plan's shapes, dtypes or value ranges.
             PlanError: the step fails in torch.
         """
-        values = self._values(batch)
-        with in_our_words(), exact_kernels(), torch.no_grad():
-            return Figures(self._evaluate(values)).read()
-
-    def _values(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Everything that a forward pass takes."""
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
-        arrays = batch_values(batch)
-        moved = {name: _tensor(array).to(self.device) for name, array in arrays.items()}
-        return {**self.state.leaves, **self.state.buffers, **self._frozen, **moved}
+        with in_our_words(), exact_kernels(), torch.no_grad():
+            return Figures(figures_of(self._evaluate(self._values(batch, 0)))).read()
+
+    def _values(self, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
+        """Everything that a forward pass takes."""
+        moved = {k: _tensor(array).to(self.device) for k, array in batch_values(batch).items()}
+        given = {**self.state.leaves, **self.state.buffers, **self._frozen, **moved}
+        return {**given, "seed": torch.tensor(seed, dtype=torch.int64)}
 
     def _part_elements(self) -> int | None:
         if self.device.type == "cpu" and self._apply.is_pointwise:

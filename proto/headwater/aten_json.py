@@ -22,7 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from headwater.aten import DTYPES, MAXIMUM_CONSTANT_BYTES, MAXIMUM_DEPTH, SYMBOLS, AtenGraph, refused
+from headwater.aten import (
+    DTYPES,
+    MAXIMUM_CONSTANT_BYTES,
+    MAXIMUM_DEPTH,
+    SYMBOLS,
+    AtenGraph,
+    refused,
+)
 from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
 from headwater.batch import Array
 

@@ -2,13 +2,13 @@
 
 The compiler refuses any other operator on the author's machine, and the loader on the device, from
 this one set. The lists hold the forward pass as torch's own kernels take it (attention, recurrent
-layers, losses as one call each); the backward pass is autograd's. Left out on purpose are: operators
+layers, losses as one call each); the backward pass is autograd's. Left out on purpose are operators
 that draw random numbers (`random.keep_mask` is ours, a function of the seed), `empty` and its kin,
 which would show a device's old memory, views by raw strides, files, storages, whatever changes a
 tensor's shape or storage in place, and anything that reads a value back into Python.
 
-What writes and what hands its argument's memory on stands in lists too, so that a graph can be held
-against them without torch (`headwater.aten_writes`); a test compares the lists with torch's schemas.
+What writes its argument, and what hands its argument's memory on, stands in lists too, so that a
+graph can be checked without torch (`headwater.aten_writes`); a test holds them against its schemas.
 """
 
 _POINTWISE = """

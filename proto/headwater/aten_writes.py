@@ -38,9 +38,7 @@ def writes(given: int, nodes: Sequence[AtenNode]) -> Iterator[tuple[int, int]]:
             owners[given + index] = first
 
 
-def _owners(
-    arguments: Sequence[Argument], owners: dict[int, frozenset[int]]
-) -> frozenset[int]:
+def _owners(arguments: Sequence[Argument], owners: dict[int, frozenset[int]]) -> frozenset[int]:
     """The given values whose memory an argument may share."""
     found: frozenset[int] = frozenset()
     for argument in arguments:

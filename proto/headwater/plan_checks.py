@@ -82,7 +82,7 @@ def check_memory(manifest: Manifest, batch_size: int, memory_bytes: int) -> None
     Raises:
         PlanError: with both figures.
     """
-    needed = manifest.peak_memory_bytes.total(batch_size)
+    needed = manifest.step_memory_bytes(batch_size)
     if needed > memory_bytes:
         raise PlanError(
             f"a step of plan {manifest.name!r} with batch size {batch_size} needs about "

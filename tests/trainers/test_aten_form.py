@@ -1,4 +1,4 @@
-"""Writing the torch form of a trace: as it is called, deterministic, and refused at compile time."""
+"""Writing the torch form of a trace: as it is called, deterministic, or refused with a reason."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -68,7 +68,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "split": lambda x: sum(x.chunk(2, -1)) + sum(x.split([1, 5], -1)).mean(),
     "repeated": lambda x: x.repeat_interleave(2, 1) * x.repeat(1, 2, 1),
     "one hot": lambda x: F.one_hot(x.argmax(-1), 6) * x,
-    "statistics": lambda x: x.std(-1, keepdim=True) + torch.var_mean(x, -1)[0][..., None] + x.mean(),
+    "statistics": lambda x: (
+        x.std(-1, keepdim=True) + torch.var_mean(x, -1)[0][..., None] + x.mean()
+    ),
     "mesh": lambda x: x + torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")[0],
 }
 
@@ -86,6 +88,7 @@ def first(result: Any) -> Tensor:
     """The output of a layer that may give its state too."""
     tensor: Tensor = result[0] if isinstance(result, tuple) else result
     return tensor
+
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "cross entropy": lambda x: F.cross_entropy(x, x.argmax(1), label_smoothing=0.1),
