@@ -26,14 +26,11 @@ V = TypeVar("V")
 
 MEMBERS = {
     "onnxruntime": ("train.onnx", "evaluate.onnx", FROZEN),
-    "torch": ("train.aten.json", "evaluate.aten.json", FROZEN),
+    "torch": ("forward.aten.json", "apply.aten.json", "evaluate.aten.json", FROZEN),
 }
 """The members that each runtime needs; the initial weights come by an assignment's digest."""
 
-HALVES = {
-    "train.onnx": ("gradients.onnx", "apply.onnx"),
-    "train.aten.json": ("gradients.aten.json", "apply.aten.json"),
-}
+HALVES = {"train.onnx": ("gradients.onnx", "apply.onnx")}
 """What takes the place of the whole step in a plan with micro-batches."""
 
 

@@ -11,9 +11,9 @@
     )
     compiled.write("cifar10-lenet.plan")
 
-One trace of the training step gives the training, gradient and torch forms; one of evaluation gives
-evaluation and prediction. Before anything is returned the parity gate compares what the graphs
-compute with eager torch.
+One trace of the training step gives the training and gradient graphs; one of evaluation gives
+evaluation and prediction. For torch the forward pass is traced again, with torch's own layers.
+Before anything is returned the parity gate compares what the graphs compute with eager torch.
 """
 
 import copy
@@ -41,10 +41,10 @@ from coordinator.compiler.onnx_lowering import lower
 from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.parity import check_parity
-from coordinator.compiler.recurrent_operators import SPELLED_OUT
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
 from coordinator.compiler.state import ModelState, model_state
 from coordinator.compiler.step import SEED, Recipe
+from coordinator.compiler.torch_form import trace_apply, trace_forwards
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
 from headwater.batch import Array, TensorSignature
 from headwater.errors import CompileError, PlanError
@@ -89,41 +89,29 @@ class CompiledPlan:
 
 @dataclass(frozen=True)
 class _Traces:
-    """The three traces, and which outputs of which trace make a member of the plan."""
+    """What was traced for ONNX, which of its outputs make a member, and the torch members."""
 
     training: TracedStep
     optimizing: TracedStep
     evaluation: TracedStep
+    torch_steps: Mapping[str, TracedStep]
     state: ModelState
     recipe: Recipe
 
     @property
     def cuts(self) -> dict[str, tuple[TracedStep, list[str]]]:
         """The ONNX members: `(trace, outputs)`."""
-        results = ["loss", *(f"m.{name}" for name in self.recipe.metrics)]
+        results = _results(self.recipe)
         new = [name for name in self.training.outputs if name.startswith("new.")]
         buffers = [name for name in new if name[4:] in self.state.buffer_names]
         gradients = [name for name in self.training.outputs if name.startswith("g.")]
+        predicted = list(filter(steps.is_output, self.evaluation.outputs))
         return {
             "train.onnx": (self.training, [*new, *results]),
             "gradients.onnx": (self.training, [*gradients, *buffers, *results]),
             "apply.onnx": (self.optimizing, list(self.optimizing.outputs)),
             "evaluate.onnx": (self.evaluation, results),
-            "predict.onnx": (
-                self.evaluation,
-                list(filter(steps.is_output, self.evaluation.outputs)),
-            ),
-        }
-
-    @property
-    def torch_steps(self) -> dict[str, TracedStep]:
-        """The torch members."""
-        halves = self.recipe.options.micro_batch_size is not None
-        names = ("train", "evaluate", *(("gradients", "apply") if halves else ()))
-        cuts = {name: self.cuts[f"{name}.onnx"] for name in names}
-        return {
-            f"{name}.aten.json": _unrolled(trace.select(kept))
-            for name, (trace, kept) in cuts.items()
+            "predict.onnx": (self.evaluation, predicted),
         }
 
 
@@ -172,7 +160,7 @@ def compile_plan(
     hyperparameters = _hyperparameters(options, learning_rate)
     ports = {m: GraphPort(t.inputs, t.outputs) for m, t in lowered.items()}
     parity = check_parity(
-        recipe, traces.state, members, ports, traces.torch_steps["train.aten.json"],
+        recipe, traces.state, members, ports, traces.torch_steps,
         lambda size, draw: random_batch(inputs, targets, size, seed * 1000 + draw),
         batch_size, hyperparameters,
     )  # fmt: skip
@@ -224,11 +212,24 @@ def _traced(
     optimizing = trace_step(
         lambda t: steps.apply(recipe, t), _apply_examples(recipe, examples), [], recipe.model
     )
+    forward, torch_evaluation = trace_forwards(recipe, examples, batched)
     state = state.with_constants(training)
     training, evaluation = state.renamed(training), state.renamed(evaluation)
     inputs = bounded_inputs(inputs, training)
     targets = bounded_targets(loss, targets, evaluation)
-    return _Traces(training, optimizing, evaluation, state, recipe), inputs, targets
+    results, forward = _results(recipe), state.renamed(forward)
+    buffers = [name for name in forward.outputs if name.startswith("new.")]
+    torch_steps = {
+        "forward.aten.json": forward.select([*buffers, *results]),
+        "apply.aten.json": trace_apply(recipe),
+        "evaluate.aten.json": state.renamed(torch_evaluation).select(results),
+    }
+    traces = _Traces(training, optimizing, evaluation, torch_steps, state, recipe)
+    return traces, inputs, targets
+
+
+def _results(recipe: Recipe) -> list[str]:
+    return ["loss", *(f"m.{name}" for name in recipe.metrics)]
 
 
 def _lowered(traces: _Traces) -> dict[str, TracedStep]:
@@ -240,12 +241,6 @@ def _lowered(traces: _Traces) -> dict[str, TracedStep]:
             done[id(trace)] = decompose(trace, table())
         found[member] = done[id(trace)].select(outputs)
     return found
-
-
-def _unrolled(step: TracedStep) -> TracedStep:
-    """The torch form knows no operators of ours: recurrent ones are spelled out, step by step."""
-    ours = any(node.target in SPELLED_OUT for node in step.module.graph.nodes)
-    return decompose(step, SPELLED_OUT) if ours else step
 
 
 def _examples(

@@ -18,6 +18,8 @@ What is compared, and why so:
 - The whole training step is compared where gradients stand clear of the noise, with a float64 step
   on float64 gradients: a bias that starts at zero has, after one step, the relative error of its
   gradient.
+- The torch form runs as a device runs it: the forward pass under autograd, then the optimizer over
+  whole vectors of parameters.
 
 A kink (the sign of a value near zero, the larger of two equal values) can flip by chance; a wrong
 graph fails always. So the gate passes if one of `ATTEMPTS` draws of data passes, but never if a
@@ -37,6 +39,7 @@ from coordinator.compiler.options import StepOptions
 from coordinator.compiler.places import author_line
 from coordinator.compiler.state import ModelState
 from coordinator.compiler.step import SEED, Recipe
+from coordinator.compiler.torch_form import TorchForm
 from coordinator.compiler.trace import TracedStep
 from coordinator.compiler.twin import Arrays, Twin
 from headwater.batch import Array, Batch
@@ -100,14 +103,15 @@ def check_parity(
     state: ModelState,
     members: Mapping[str, bytes],
     ports: Mapping[str, GraphPort],
-    torch_form: TracedStep,
+    traces: Mapping[str, TracedStep],
     draw: Draw,
     batch_size: int,
     hyperparameters: Mapping[str, float],
 ) -> dict[str, float]:
     """Figures for the manifest: distances by quantity, steps, factor and floor.
 
-    `draw(size, number)` gives a batch of random examples.
+    `traces` holds the torch form's steps by member. `draw(size, number)` gives a batch of random
+    examples.
 
     Raises:
         CompileError: a graph does not load, fails, or lies beyond the limit.
@@ -118,7 +122,7 @@ def check_parity(
         graphs = _Graphs(members, ports)
         sizes = [min(size, batch_size) for size in BATCH_SIZES]
         for attempt in range(ATTEMPTS):
-            run = _Run(recipe, state, graphs, torch_form, hyperparameters)
+            run = _Run(recipe, state, graphs, TorchForm(recipe, traces), hyperparameters)
             for index, size in enumerate(sizes):
                 run.step(draw(size, attempt * len(sizes) + index), seed=attempt + index)
             run.evaluate(draw(sizes[0], attempt))
@@ -141,7 +145,7 @@ class _Run:
         recipe: Recipe,
         state: ModelState,
         graphs: _Graphs,
-        torch_form: TracedStep,
+        torch_form: TorchForm,
         hyperparameters: Mapping[str, float],
     ) -> None:
         self.recipe = replace(recipe, eager=True)
@@ -177,6 +181,7 @@ class _Run:
         double = _numpy(steps.gradients(self.recipe, _doubled(self._inputs(data))))
         feeds = self._feeds(data)
         self._compare("gradients", self.graphs.run("gradients.onnx", feeds), single, double)
+        self._compare("torch", self.torch_form.gradients(feeds), single, double)
         self._compare_training(feeds, single, double)
         for name in double:
             if name.startswith("new."):
@@ -193,6 +198,7 @@ class _Run:
         feeds = self._feeds(data)
         found = self.graphs.run("evaluate.onnx", feeds) | self.graphs.run("predict.onnx", feeds)
         self._compare("evaluation", found, single, double)
+        self._compare("torch_evaluation", self.torch_form.evaluate(feeds), single, double)
 
     def _compare(self, what: str, found: Arrays, single: Arrays, double: Arrays) -> None:
         for kind, group in _groups(found).items():
@@ -200,30 +206,28 @@ class _Run:
             self.ledger.record(f"{what}.{kind}", group, {n: single[n] for n in group}, exact)
 
     def _compare_training(self, feeds: Arrays, single: Arrays, double: Arrays) -> None:
-        """The optimizer on equal gradients, then the whole step in both forms."""
-        whole = {
-            "train": self.graphs.run("train.onnx", feeds),
-            "torch_form": _numpy(_run_traced(self.torch_form, feeds)),
-        }
+        """The optimizer on equal gradients, in both forms, and the whole step."""
         gradients = {n: a for n, a in single.items() if n.startswith("g.")}
         trial = _trial(gradients, self.recipe.options, first=self.steps == 0)
-        applied = self.graphs.run("apply.onnx", {**feeds, **trial})
+        found = self.graphs.run("train.onnx", feeds)
         float32, _ = self.twins[0].after(gradients)
         exact, directions = self.twins[1].after(
             {n: a for n, a in double.items() if n.startswith("g.")}
         )
         clear = _clear(double, directions)
-        for what, found in whole.items():
-            self._compare(what, {n: found[n] for n in found if n in double}, single, double)
-            self.ledger.record(
-                f"{what}.parameters",
-                {n: np.where(clear[n], found[n], a) for n, a in exact.items()},
-                {n: np.where(clear[n], float32[n], a) for n, a in exact.items()},
-                exact,
-            )
+        self._compare("train", {n: found[n] for n in found if n in double}, single, double)
+        self.ledger.record(
+            "train.parameters",
+            {n: np.where(clear[n], found[n], a) for n, a in exact.items()},
+            {n: np.where(clear[n], float32[n], a) for n, a in exact.items()},
+            exact,
+        )
+        applied = self.graphs.run("apply.onnx", {**feeds, **trial})
+        by_vectors = self.torch_form.apply({**feeds, **trial})
         float32, exact = (twin.step(trial) for twin in self.twins)
         updated = {n: a for n, a in applied.items() if n.startswith("new.p.")}
         self.ledger.record("optimizer.parameters", updated, float32, exact)
+        self.ledger.record("torch.parameters", by_vectors, float32, exact)
         self.slots = {n[4:]: a for n, a in applied.items() if n.startswith("new.o.")}
         for name, array in float32.items():
             self.state[name[4:]] = torch.from_numpy(array)
@@ -310,12 +314,6 @@ def _trial_of(gradient: Array, scale: float) -> Array:
     scaled = np.asarray(gradient, np.float32) * np.float32(scale)
     scaled.reshape(-1)[:1] = 0
     return np.asarray(scaled)
-
-
-def _run_traced(traced: TracedStep, feeds: Arrays) -> dict[str, Tensor]:
-    with torch.no_grad():
-        arguments = [torch.from_numpy(np.array(feeds[name])) for name in traced.inputs]
-        return dict(zip(traced.outputs, traced.module(*arguments), strict=True))
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:

@@ -48,15 +48,11 @@ for _schema in _SCHEMAS:
 
 Tensors = tuple[Tensor, ...]
 
-SPELLED_OUT: dict[Any, Callable[..., Any]] = {}
-"""The operators as functions of torch, by overload: a decomposition that unrolls them."""
-
 
 def _kernel(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
     """Registers a function as its operator's kernel."""
     name = function.__name__
     torch.library.impl(_LIBRARY, name, "CompositeExplicitAutograd")(function)
-    SPELLED_OUT[getattr(torch.ops.headwater, name).default] = function
     return function
 
 

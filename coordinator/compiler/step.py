@@ -40,7 +40,7 @@ class Recipe:
     target_count: int
     options: StepOptions = PLAIN
     eager: bool = False
-    """Run torch's own attention and recurrent layers, as the yardstick of the parity gate does."""
+    """Run torch's own attention and recurrent layers: for torch, and as the gate's yardstick."""
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -113,6 +113,13 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
             value = metric(_detached(output), *targets)
             results[f"m.{name}"] = _scalar(name, value).to(torch.float32)
     return results | _outputs("output", output), after
+
+
+def differentiable(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
+    """The forward half of `gradients`: the loss, the metrics and `new.p.` of each buffer."""
+    results, buffers = forward(recipe, tensors)
+    outputs = {f"new.p.{name}": value.detach() for name, value in buffers.items()}
+    return outputs | {n: value for n, value in results.items() if not is_output(n)}
 
 
 def gradients(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:

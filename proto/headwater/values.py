@@ -75,6 +75,11 @@ def is_state(name: str) -> bool:
     return name.startswith(_NEW)
 
 
+def forward_outputs(manifest: Manifest) -> set[str]:
+    """What the forward pass of the torch form gives: the buffers anew, the loss and the metrics."""
+    return _new_buffers(manifest) | evaluation_outputs(manifest)
+
+
 def check_outputs(found: Iterable[str], expected: set[str], member: str) -> None:
     """Refuse a step that gives less or more than its manifest promises.
 
@@ -97,14 +102,22 @@ def updated(results: Mapping[str, Value], state: Mapping[str, Value]) -> dict[st
     """
     new = {name: results[_NEW + name] for name in state}
     for name, before in state.items():
-        after = new[name]
-        if tuple(after.shape) != tuple(before.shape) or after.dtype != before.dtype:
-            raise PlanError(
-                f"the plan's step turns {name!r:.80} of shape {tuple(before.shape)} and "
-                f"{before.dtype} into shape {tuple(after.shape)} and {after.dtype}: compile the "
-                "plan again, or don't trust where it came from"
-            )
+        check_unchanged_form(name, before, new[name])
     return new
+
+
+def check_unchanged_form(name: str, before: Any, after: Any) -> None:
+    """Refuse a new value of another shape or dtype than the value before.
+
+    Raises:
+        PlanError: with the value's name.
+    """
+    if tuple(after.shape) != tuple(before.shape) or after.dtype != before.dtype:
+        raise PlanError(
+            f"the plan's step turns {name!r:.80} of shape {tuple(before.shape)} and "
+            f"{before.dtype} into shape {tuple(after.shape)} and {after.dtype}: compile the "
+            "plan again, or don't trust where it came from"
+        )
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:

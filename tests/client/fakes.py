@@ -74,7 +74,13 @@ class ManualClock:
 def tiny_manifest(elements: int = 4, **changes: Any) -> tuple[Manifest, dict[str, bytes]]:
     members = {
         name: f"bytes of {name} for {elements}".encode() * 20
-        for name in ("train.onnx", "evaluate.onnx", "train.aten.json", "evaluate.aten.json")
+        for name in (
+            "train.onnx",
+            "evaluate.onnx",
+            "forward.aten.json",
+            "apply.aten.json",
+            "evaluate.aten.json",
+        )
     }
     fields: dict[str, Any] = {
         "name": "tiny",
