@@ -54,12 +54,14 @@ class TorchTrainer:
         self.device = torch_device(device)
         self._manifest = plan.manifest
         self._layout = plan.layout
-        outputs = {EVALUATE: evaluation_outputs(plan.manifest)}
         if plan.manifest.step.micro_batch_size is None:
-            outputs[TRAIN] = training_outputs(plan.manifest)
+            outputs = {TRAIN: training_outputs(plan.manifest)}
         else:
-            outputs[GRADIENTS] = gradient_outputs(plan.manifest)
-            outputs[APPLY] = applied_outputs(plan.manifest)
+            outputs = {
+                GRADIENTS: gradient_outputs(plan.manifest),
+                APPLY: applied_outputs(plan.manifest),
+            }
+        outputs[EVALUATE] = evaluation_outputs(plan.manifest)
         self._steps = {name: _Step(plan.read(name), self.device) for name in outputs}
         for name, step in self._steps.items():
             check_outputs(step.outputs, outputs[name], name)
