@@ -46,12 +46,17 @@ class Evaluator:
 
         Raises:
             PlanError: the weights are of another layout, or the graph fails.
-            DataError: the source is empty.
+            DataError: the source is empty, or the weights of a batch are all zero.
         """
         state = {**state_values(self._plan, weights), **self._frozen}
         totals: dict[str, float] = {}
         examples, mass = 0, 0.0
         for batch in source.batches(batch_size, None):
+            if not batch.mass > 0:
+                raise DataError(
+                    "the weights of a batch are all zero or negative: leave examples of no weight "
+                    "out of the data"
+                )
             results = figures(self._graph.run({**state, **batch_values(batch)}))
             for name, value in results.items():
                 totals[name] = totals.get(name, 0.0) + value * batch.mass

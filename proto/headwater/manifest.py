@@ -241,6 +241,9 @@ def _consistent(manifest: Manifest) -> Manifest:
     for signature in (*manifest.inputs, *manifest.targets[:-1]):
         if signature.is_weight:
             raise ValueError(f"{signature.name!r:.80} is a weight and not the last target")
+    last = manifest.targets[-1] if manifest.weighted else None
+    if last is not None and (last.shape, last.dtype) != ((), "float32"):
+        raise ValueError(f"{last.name!r:.80}: weights are one float32 an example")
     if sum(spec.count for spec in manifest.tensors) > MAXIMUM_ELEMENTS:
         raise ValueError(f"the tensors have more than {MAXIMUM_ELEMENTS} elements")
     if manifest.layout.trainable_count == 0:

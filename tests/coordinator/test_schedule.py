@@ -1,13 +1,16 @@
 """Learning rates by round: a pure function, held against torch's schedulers."""
 
 import math
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
+from coordinator.engine.directives import hyperparameters
+from coordinator.engine.live import JobRun
 from coordinator.engine.schedule import round_rate
-from coordinator.jobs.train_spec import Schedule
+from coordinator.jobs.train_spec import Optimizer, Schedule, Train
 
 COUNT, WARMUP, BASE = 12, 3, 0.4
 
@@ -64,6 +67,19 @@ def test_every_rate_has_its_reason() -> None:
         "cosine, round 3 of 3",
     ]  # fmt: skip
     assert round_rate(None, BASE, 7, 5).learning_rate == BASE
+
+
+def test_the_assignment_carries_the_rate_and_the_proximal_term() -> None:
+    train = Train(
+        optimizer=Optimizer(name="sgd", learning_rate=BASE), local_steps=1, batch_size=8,
+        schedule=Schedule(name="exponential", factor=0.5), proximal=0.01,
+    )  # fmt: skip
+    run = SimpleNamespace(
+        spec=SimpleNamespace(train=train, rounds=SimpleNamespace(count=COUNT)),
+        record=SimpleNamespace(rounds_committed=2),
+    )
+    found = hyperparameters(cast(JobRun, run))
+    assert found == pytest.approx({"learning_rate": BASE / 4, "proximal": 0.01})
 
 
 def test_every_rate_is_positive_and_a_version_too_many_takes_the_last() -> None:

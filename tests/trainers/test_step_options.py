@@ -3,7 +3,7 @@
 The reference is written by hand in float64: whole batches, torch's own optimizer and clipping.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -186,15 +186,29 @@ def test_an_optimizer_begins_with_its_initial_values(trainer: Trainer) -> None:
     assert all((slot == ACCUMULATOR).all() for slot in trainer.optimizer_state().values())
 
 
-def test_evaluation_weights_examples_across_batches(trainer: Trainer) -> None:
-    class Stored:
-        def batches(self, batch_size: int, seed: int | None) -> Any:
-            whole = batch(3)
-            return iter([whole.part(0, 5), whole.part(5, 8)])
+class Stored:
+    """A source of given batches."""
 
+    def __init__(self, *batches: Batch) -> None:
+        self._batches = batches
+
+    def batches(self, batch_size: int, seed: int | None) -> Iterator[Batch]:
+        return iter(self._batches)
+
+
+def test_an_evaluation_without_weight_is_refused() -> None:
+    whole = batch(0, 3)
+    empty = Batch(whole.inputs, whole.targets, np.zeros(3, np.float32))
+    with pytest.raises(DataError, match="leave examples of no weight out"):
+        evaluate(plan(), plan().initial_weights(), Stored(whole, empty), 5, 1)
+
+
+def test_evaluation_weights_examples_across_batches(trainer: Trainer) -> None:
     exact = float(Reference({}).loss(batch(3)).detach())
     assert trainer.evaluate_step(batch(3))["loss"] == pytest.approx(exact, rel=1e-5)
-    found = evaluate(plan(), plan().initial_weights(), Stored(), 5, 1)
+    found = evaluate(
+        plan(), plan().initial_weights(), Stored(batch(3).part(0, 5), batch(3).part(5, 8)), 5, 1
+    )
     assert found["loss"] == pytest.approx(exact, rel=1e-5)
     assert found["examples"] == 8
 
