@@ -1,4 +1,4 @@
-"""What torch.nn.LSTM, GRU and RNN call, as layers of one operator for each direction.
+"""LSTM, GRU and RNN as layers of one operator for each direction.
 
 torch runs all the layers in one call and draws dropout between them inside. Here each layer is a
 call of its own, so that dropout is ours: a recurrent operator of ours where a model is traced, and
@@ -14,10 +14,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from coordinator.compiler import recurrent_gradients  # noqa: F401 - the operators have gradients
+from coordinator.compiler.packed_sequences import step_mask
 from headwater.errors import CompileError
-
-KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-"""The names of torch's functions."""
 
 ops = torch.ops.headwater
 Drop = Callable[[Tensor, float], Tensor]
@@ -27,10 +25,10 @@ Layer = Callable[["RecurrentCall"], Results]
 
 @dataclass(frozen=True)
 class RecurrentCall:
-    """One call of a torch function in `KINDS`, with its arguments under names.
+    """One call of torch.lstm, gru, rnn_tanh or rnn_relu, its arguments under names.
 
     `states` are the initial ones, each [layers * directions, batch, width]. `lengths` [batch] says
-    how many steps of each example count, None that all do. `inputs` has time first.
+    how many steps of each example count, None that all do. `inputs` has time first, or is what torch packed.
     """
 
     kind: str
@@ -82,15 +80,7 @@ def portable_layer(call: RecurrentCall) -> Results:
     runs = [_direction(call, index, mask) for index in range(call.directions)]
     hiddens, *finals = zip(*runs, strict=True)
     sequence = hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens, -1)
-    if mask is not None:
-        sequence = sequence * mask
     return sequence, *(torch.stack(states) for states in finals)
-
-
-def step_mask(lengths: Tensor, sequence: Tensor) -> Tensor:
-    """[time, batch, 1]: 1 where a step belongs to the example, else 0."""
-    steps = torch.arange(int(sequence.shape[0]), device=lengths.device)
-    return (steps.unsqueeze(1) < lengths).to(sequence.dtype).unsqueeze(-1)
 
 
 def _direction(call: RecurrentCall, index: int, mask: Tensor | None) -> Results:
@@ -106,12 +96,12 @@ def _direction(call: RecurrentCall, index: int, mask: Tensor | None) -> Results:
             width = hidden.shape[-1]
             bias = hidden_bias[2 * width :]
             input_bias = input_bias + torch.cat([hidden_bias[: 2 * width], torch.zeros_like(bias)])
-        projected = F.linear(call.inputs, input_weight, input_bias)
+        projected = _projected(call.inputs, input_weight, input_bias)
         found = ops.gru(projected, hidden, weight, bias, mask, reverse)
         return found[0], found[-1]
     if input_bias is not None and hidden_bias is not None:
         input_bias = input_bias + hidden_bias
-    projected = F.linear(call.inputs, input_weight, input_bias)
+    projected = _projected(call.inputs, input_weight, input_bias)
     if call.kind == "lstm":
         found = ops.lstm(projected, hidden, *memory, weight, projection, mask, reverse)
         return found[0], *found[-2:]
@@ -119,26 +109,20 @@ def _direction(call: RecurrentCall, index: int, mask: Tensor | None) -> Results:
     return tuple(ops.rnn(projected, hidden, weight, mask, rectified, reverse))
 
 
-def native_layer(function: Callable[..., Any]) -> Layer:
-    """A layer of torch's own, by the function that torch.nn calls."""
+def _projected(sequence: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The input's part of all gates at all steps: one matrix product, with the bias inside."""
+    rows = F.linear(sequence.flatten(0, 1), weight, bias)
+    return rows.unflatten(0, sequence.shape[:2])
+
+
+def native_layer(function: Callable[..., Any], batch_sizes: Tensor | None = None) -> Layer:
+    """A layer of torch's own, by the function that torch.nn calls; `batch_sizes` if packed."""
 
     def layer(call: RecurrentCall) -> Results:
         states: Any = call.states if call.kind == "lstm" else call.states[0]
-        found: Results = function(
-            call.inputs, states, list(call.weights), call.biased, 1, 0.0, True,
-            call.bidirectional, False,
-        )  # fmt: skip
-        return found
+        shared = (states, list(call.weights), call.biased, 1, 0.0, True, call.bidirectional)
+        if batch_sizes is None:
+            return tuple(function(call.inputs, *shared, False))
+        return tuple(function(call.inputs, batch_sizes, *shared))
 
     return layer
-
-
-def parsed(kind: str, arguments: Sequence[Any]) -> tuple[RecurrentCall, bool]:
-    """A call's arguments, and whether the batch comes first in its input and output."""
-    inputs, states, weights, biased, layers, dropout, training, bidirectional, first = arguments
-    call = RecurrentCall(
-        kind, inputs.transpose(0, 1) if first else inputs,
-        tuple(states) if kind == "lstm" else (states,), tuple(weights), biased, layers,
-        dropout if training and layers > 1 else 0.0, bidirectional,
-    )  # fmt: skip
-    return call, first
