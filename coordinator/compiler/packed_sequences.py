@@ -1,9 +1,9 @@
 """Sequences of unequal length, as torch.nn.utils.rnn packs them, in a graph of fixed shapes.
 
-torch packs a padded batch step by step, without the padding: the shape depends on the lengths, which
-no plan can hold. While a model is traced its padded form stands in for the packed one, and the
-lengths become a mask that holds each state past its example's end. The place of `batch_sizes` in a
-PackedSequence takes a token by which the lengths are found again.
+torch packs a padded batch step by step, without the padding: the shape depends on the lengths,
+which no plan can hold. While a model is traced its padded form stands in for the packed one, and
+the lengths become a mask that holds each state past its example's end. The place of `batch_sizes`
+in a PackedSequence takes a token by which the lengths are found again.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class Packing:
     def unflattened(self, rows: Tensor, token: Tensor) -> Tensor:
         """Rows with time and batch apart again."""
         packed = self._packed[id(token)]
-        return rows.unflatten(0, (packed.steps, self.batch_size(token)))
+        return rows.reshape(packed.steps, self.batch_size(token), *rows.shape[1:])
 
     def lengths(self, token: Tensor) -> Tensor:
         """The number of steps of each example."""

@@ -1,11 +1,15 @@
 """The functions that torch.nn.LSTM, GRU, RNN and their cells call, and those that pack input."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
+from coordinator.compiler import recurrent_operators
 from coordinator.compiler.packed_sequences import Packing
 from coordinator.compiler.recurrent_cells import CELLS
 from coordinator.compiler.recurrent_layers import (
@@ -19,15 +23,17 @@ from coordinator.compiler.recurrent_layers import (
 Function = Callable[..., Any]
 
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-_PACK = torch._C._VariableFunctions._pack_padded_sequence  # type: ignore[attr-defined]
-_PAD = torch._C._VariableFunctions._pad_packed_sequence  # type: ignore[attr-defined]
+_PACK = torch._C._VariableFunctions._pack_padded_sequence
+_PAD = torch._C._VariableFunctions._pad_packed_sequence
 _CHECK = nn.RNNBase.check_forward_args
 
 
 class RecurrentFunctions:
     """Runs them in a form that every runtime computes alike, with dropout by `drop`.
 
-    With `native` they are torch's own, except that dropout between layers is by `drop` too.
+    With `native` they are torch's own, except that dropout between layers is by `drop` too. While a
+    model is traced torch's own fix the batch (cells) or depend on the data (packed sequences): then
+    those are spelled out in torch.
     """
 
     def __init__(self, drop: Drop, native: bool) -> None:
@@ -38,10 +44,10 @@ class RecurrentFunctions:
     def __enter__(self) -> None:
         packing = self._packing
 
-        def check(layer: nn.RNNBase, inputs: Tensor, states: Any, batch_sizes: Any) -> None:
+        def check(self: nn.RNNBase, input: Tensor, hidden: Any, batch_sizes: Any) -> None:  # noqa: A002
             """torch's would turn the batch size of a packed sequence into a number."""
             if batch_sizes not in packing:
-                _CHECK(layer, inputs, states, batch_sizes)
+                _CHECK(self, input, hidden, batch_sizes)
 
         nn.RNNBase.check_forward_args = check  # type: ignore[method-assign]
 
@@ -52,11 +58,11 @@ class RecurrentFunctions:
         """Whether a call is to be made here."""
         if getattr(function, "__name__", "") in _LAYERS:
             return True
-        if function in CELLS:
-            return not self._native
         if function in (_PAD, Tensor.__getitem__):
             return any(argument in self._packing for argument in arguments[:2])
-        return function is _PACK and not self._native
+        if function in CELLS or function is _PACK:
+            return not self._native or isinstance(arguments[0], FakeTensor)
+        return False
 
     def call(self, function: Function, arguments: Sequence[Any]) -> Any:
         """The function's result.
@@ -89,11 +95,13 @@ class RecurrentFunctions:
     def _packed(
         self, function: Function, rows: Tensor, batch_sizes: Tensor, *settings: Any
     ) -> tuple[Tensor, ...]:
-        if self._native:
+        if batch_sizes not in self._packing:
             return self._natively_packed(function, rows, batch_sizes, *settings)
         sequence = self._packing.unflattened(rows, batch_sizes)
-        call = _parsed(function, sequence, *settings, self._packing.lengths(batch_sizes))
-        output, *finals = stacked(call, portable_layer, self._drop)
+        call = _parsed(function, sequence, *settings)
+        call = replace(call, lengths=self._packing.lengths(batch_sizes))
+        layer = partial(portable_layer, operators=recurrent_operators)
+        output, *finals = stacked(call, layer if self._native else portable_layer, self._drop)
         return output.flatten(0, 1), *finals
 
     def _natively_packed(
@@ -121,10 +129,9 @@ def _parsed(
     dropout: float,
     training: bool,
     bidirectional: bool,
-    lengths: Tensor | None = None,
 ) -> RecurrentCall:
     kind = function.__name__
     return RecurrentCall(
         kind, inputs, tuple(states) if kind == "lstm" else (states,), tuple(weights), biased,
-        layers, dropout if training and layers > 1 else 0.0, bidirectional, lengths,
+        layers, dropout if training and layers > 1 else 0.0, bidirectional,
     )  # fmt: skip

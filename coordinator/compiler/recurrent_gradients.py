@@ -45,9 +45,7 @@ def _keep_lstm(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.mark_non_differentiable(*kept)
 
 
-def _lstm_gradients(
-    ctx: Any, gradient: Tensor, *to_kept_and_last: Tensor
-) -> Gradients:
+def _lstm_gradients(ctx: Any, gradient: Tensor, *to_kept_and_last: Tensor) -> Gradients:
     hidden, memory, weight, projection, mask, hiddens, *kept = ctx.saved_tensors
     memories, entry, forget, candidate, exit_, squashed = kept
     factors = [

@@ -5,7 +5,7 @@ call of its own, so that dropout is ours: a recurrent operator of ours where a m
 torch's own kernel where eager torch is the yardstick.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from coordinator.compiler import recurrent_gradients  # noqa: F401 - the operato
 from coordinator.compiler.packed_sequences import step_mask
 from headwater.errors import CompileError
 
-ops = torch.ops.headwater
 Drop = Callable[[Tensor, float], Tensor]
 Results = tuple[Tensor, ...]
 Layer = Callable[["RecurrentCall"], Results]
@@ -28,7 +27,8 @@ class RecurrentCall:
     """One call of torch.lstm, gru, rnn_tanh or rnn_relu, its arguments under names.
 
     `states` are the initial ones, each [layers * directions, batch, width]. `lengths` [batch] says
-    how many steps of each example count, None that all do. `inputs` has time first, or is what torch packed.
+    how many steps of each example count, None that all do. `inputs` has time first, or is what
+    torch packed.
     """
 
     kind: str
@@ -52,9 +52,7 @@ class RecurrentCall:
         count = len(self.weights) // self.layers
         weights = self.weights[index * count : (index + 1) * count]
         states = tuple(state[runs] for state in self.states)
-        return replace(
-            self, inputs=inputs, states=states, weights=weights, layers=1, dropout=0.0
-        )
+        return replace(self, inputs=inputs, states=states, weights=weights, layers=1, dropout=0.0)
 
 
 def stacked(call: RecurrentCall, layer: Layer, drop: Drop) -> Results:
@@ -68,8 +66,12 @@ def stacked(call: RecurrentCall, layer: Layer, drop: Drop) -> Results:
     return sequence, *(torch.cat(states) for states in zip(*finals, strict=True))
 
 
-def portable_layer(call: RecurrentCall) -> Results:
-    """One layer in both directions by operators of ours."""
+def portable_layer(call: RecurrentCall, operators: Any = torch.ops.headwater) -> Results:
+    """One layer in both directions by operators of ours, or by the functions that spell them out.
+
+    Raises:
+        CompileError: the layer would run along the batch.
+    """
     if not isinstance(call.inputs.shape[0], int):
         raise CompileError(
             "a recurrent layer runs along the batch: give it three dimensions, with "
@@ -77,13 +79,13 @@ def portable_layer(call: RecurrentCall) -> Results:
             "supported), and a sequence of fixed length"
         )
     mask = None if call.lengths is None else step_mask(call.lengths, call.inputs)
-    runs = [_direction(call, index, mask) for index in range(call.directions)]
+    runs = [_direction(call, index, mask, operators) for index in range(call.directions)]
     hiddens, *finals = zip(*runs, strict=True)
     sequence = hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens, -1)
     return sequence, *(torch.stack(states) for states in finals)
 
 
-def _direction(call: RecurrentCall, index: int, mask: Tensor | None) -> Results:
+def _direction(call: RecurrentCall, index: int, mask: Tensor | None, operators: Any) -> Results:
     count = len(call.weights) // call.directions
     input_weight, weight, *others = call.weights[index * count : (index + 1) * count]
     input_bias, hidden_bias = others[:2] if call.biased else (None, None)
@@ -97,22 +99,22 @@ def _direction(call: RecurrentCall, index: int, mask: Tensor | None) -> Results:
             bias = hidden_bias[2 * width :]
             input_bias = input_bias + torch.cat([hidden_bias[: 2 * width], torch.zeros_like(bias)])
         projected = _projected(call.inputs, input_weight, input_bias)
-        found = ops.gru(projected, hidden, weight, bias, mask, reverse)
+        found = operators.gru(projected, hidden, weight, bias, mask, reverse)
         return found[0], found[-1]
     if input_bias is not None and hidden_bias is not None:
         input_bias = input_bias + hidden_bias
     projected = _projected(call.inputs, input_weight, input_bias)
     if call.kind == "lstm":
-        found = ops.lstm(projected, hidden, *memory, weight, projection, mask, reverse)
+        found = operators.lstm(projected, hidden, *memory, weight, projection, mask, reverse)
         return found[0], *found[-2:]
     rectified = call.kind == "rnn_relu"
-    return tuple(ops.rnn(projected, hidden, weight, mask, rectified, reverse))
+    return tuple(operators.rnn(projected, hidden, weight, mask, rectified, reverse))
 
 
 def _projected(sequence: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The input's part of all gates at all steps: one matrix product, with the bias inside."""
     rows = F.linear(sequence.flatten(0, 1), weight, bias)
-    return rows.unflatten(0, sequence.shape[:2])
+    return rows.reshape(*sequence.shape[:2], -1)
 
 
 def native_layer(function: Callable[..., Any], batch_sizes: Tensor | None = None) -> Layer:

@@ -42,8 +42,8 @@ _REDUCTIONS = """
 all.default all.dim amax.default amin.default any.default any.dim argmax.default argmin.default
 count_nonzero.default cumsum.default linalg_vector_norm.default logsumexp.default max.default
 max.dim mean.default mean.dim min.default min.dim norm.Scalar norm.ScalarOpt_dim prod.default
-prod.dim_int std.correction sum.default sum.dim_IntList topk.default var.correction
-var_mean.correction
+prod.dim_int sort.default sort.stable std.correction sum.default sum.dim_IntList topk.default
+var.correction var_mean.correction
 """
 
 _SHAPES = """

@@ -41,9 +41,9 @@ OPERATORS = frozenset(
     Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh CumSum Div Equal Erf Exp Expand Floor
     Gather GatherElements Gelu Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Log
     LogSoftmax MatMul Max MaxPool MaxUnpool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal
-    ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round Scan ScatterElements ScatterND
+    ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round ScatterElements ScatterND
     Shape Sigmoid Sign Sin Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh Tile Transpose Trilu
-    Unsqueeze Where Xor
+    Unsqueeze Where Xor TopK Scan
     """.split()  # noqa: SIM905 - a table reads better as words
 )
 """All pure functions of their inputs: nothing draws random numbers or reads a file, and only Scan

@@ -1,17 +1,21 @@
 """Recurrent layers as Scans in onnxruntime against torch's own kernels, forward and backward."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from coordinator.compiler.onnx_lowering import lower
 from coordinator.compiler.rewrites import PortableFunctions
 from headwater.errors import CompileError
 from tests.compiler.lowering import Function, lowered, numbered, through_onnx
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 
 BATCH, INPUT, WIDTH = 3, 5, 4
 
@@ -23,7 +27,6 @@ KINDS: dict[str, Callable[..., nn.RNNBase]] = {
     "RNN with ReLU": lambda **settings: nn.RNN(INPUT, WIDTH, nonlinearity="relu", **settings),
 }
 SETTINGS: dict[str, dict[str, object]] = {
-    "one layer": {},
     "one layer without biases": {"bias": False},
     "two layers in both directions": {"num_layers": 2, "bidirectional": True},
     "the batch first": {"batch_first": True, "bidirectional": True, "bias": False},
@@ -109,7 +112,7 @@ def test_the_graph_does_not_grow_with_the_sequence(kind: str) -> None:
         step = lowered(layer_step(layer, True), tensors_of(layer, length))
         return lower(step.select(step.outputs), "test").graph
 
-    short, long = graph(2), graph(50)
+    short, long = graph(5), graph(50)
     assert [node.op_type for node in short.node] == [node.op_type for node in long.node]
     scans = [node.op_type for node in short.node].count("Scan")
     assert scans == 4, "one for each direction, forward and backward"
@@ -143,5 +146,47 @@ def test_a_layer_that_runs_along_the_batch_is_refused(batch_first: bool) -> None
             return {"y": layer(tensors["x"])[0].detach()}
 
     shape = (BATCH, INPUT) if batch_first else (BATCH, 2, INPUT)
-    with pytest.raises(CompileError, match="runs along the batch.* batch_first=True"):
+    with pytest.raises(CompileError, match=r"runs along the batch.* batch_first=True"):
         lowered(step, {"x": torch.randn(shape)}, ["x"])
+
+
+def packed_step(layer: nn.RNNBase, portable: bool) -> Function:
+    """The padded output and the gradient of the sequence, where lengths are an input."""
+
+    def step(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mode = PortableFunctions(torch.tensor(0)) if portable else nullcontext()
+        with torch.enable_grad(), mode:
+            features = tensors["x"].detach().requires_grad_()
+            packed = pack_padded_sequence(features, tensors["lengths"], enforce_sorted=False)
+            output, lengths = pad_packed_sequence(
+                layer(packed)[0], padding_value=7.0, total_length=features.shape[0]
+            )
+            (gradient,) = torch.autograd.grad((output * output).sum(), features)
+        return {"y": output.detach(), "counted": lengths, "gradient": gradient}
+
+    return step
+
+
+@pytest.mark.parametrize("lengths", [[4, 1, 3], [2, 2, 1]])
+@pytest.mark.parametrize("kind", ["LSTM with projections", "GRU", "RNN"])
+def test_packed_sequences(kind: str, lengths: list[int]) -> None:
+    """Padding is not seen: neither its values nor its number."""
+    torch.manual_seed(4)
+    layer = KINDS[kind](bidirectional=True)
+    tensors = {"x": torch.randn(4, BATCH, INPUT), "lengths": torch.tensor(lengths)}
+    found = through_onnx(packed_step(layer, True), tensors)
+    for name, wanted in packed_step(layer, False)(tensors).items():
+        np.testing.assert_allclose(found[name], wanted, 1e-4, 1e-5, err_msg=name)
+
+
+def test_a_padded_length_that_depends_on_data_is_refused() -> None:
+    layer = KINDS["GRU"]()
+
+    def step(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with PortableFunctions(torch.tensor(0)):
+            packed = pack_padded_sequence(tensors["x"], tensors["lengths"], enforce_sorted=False)
+            return {"y": pad_packed_sequence(layer(packed)[0])[0].detach()}
+
+    tensors = {"x": torch.randn(4, BATCH, INPUT), "lengths": torch.tensor([4, 1, 3])}
+    with pytest.raises(CompileError, match="depends on the data: pass total_length=4"):
+        lowered(step, tensors)
