@@ -3,7 +3,7 @@
 Only the default operator domain is used. Names are counted, so the same calls give the same bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,19 +93,34 @@ class GraphBuilder:
         inputs: Sequence[onnx.ValueInfoProto],
         outputs: Sequence[tuple[str, onnx.ValueInfoProto]],
     ) -> onnx.GraphProto:
-        """The finished graph, for a file or for a node such as Scan."""
+        """The finished graph, for a file or for a node such as Scan; without what nothing reads."""
+        nodes, read = self._needed([value for value, _ in outputs])
         taken: dict[str, str] = {}
-        produced = {output for node in self._nodes for output in node.output}
+        produced = {output for node in nodes for output in node.output}
         for value, info in outputs:
             if value in produced and value not in taken:
                 taken[value] = info.name
             else:
-                self._nodes.append(helper.make_node("Identity", [value], [info.name]))
-        for node in self._nodes:
+                nodes.append(helper.make_node("Identity", [value], [info.name]))
+        for node in nodes:
             _rename(node, taken)
+        constants = [constant for constant in self._initializers if constant.name in read]
         return helper.make_graph(
-            self._nodes, name, list(inputs), [info for _, info in outputs], self._initializers
+            nodes, name, list(inputs), [info for _, info in outputs], constants
         )
+
+    def _needed(self, results: Sequence[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+        """The nodes that lead to `results`, in order, and all values that are read.
+
+        onnxruntime would run the others: a translation may look through a node that was made, as a
+        matrix product does through a transposition.
+        """
+        read, kept = set(results), []
+        for node in reversed(self._nodes):
+            if not read.isdisjoint(node.output):
+                kept.append(node)
+                read.update(_values_read(node))
+        return kept[::-1], read
 
     def within(self) -> "GraphBuilder":
         """A builder for a graph inside of this one, which may read this one's values."""
@@ -115,6 +130,15 @@ class GraphBuilder:
         """A name that no other value has."""
         self._count += 1
         return f"{self._prefix}{kind}{self._count}"
+
+
+def _values_read(node: onnx.NodeProto) -> Iterator[str]:
+    """By a node and by the graphs inside of it."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _values_read(inner)
+        yield from (output.name for output in attribute.g.output)
 
 
 def _rename(node: onnx.NodeProto, taken: Mapping[str, str]) -> None:

@@ -145,6 +145,7 @@ def lower(step: TracedStep, name: str) -> onnx.ModelProto:
         onnx_operators,
         onnx_recurrence,
         onnx_shapes,
+        onnx_sorting,
     )
 
     context = Context(step.module)

@@ -1,11 +1,11 @@
-"""What torch.nn.LSTM, GRU and RNN call, as layers of one operator for each direction.
+"""LSTM, GRU and RNN as layers of one operator for each direction.
 
 torch runs all the layers in one call and draws dropout between them inside. Here each layer is a
 call of its own, so that dropout is ours: a recurrent operator of ours where a model is traced, and
 torch's own kernel where eager torch is the yardstick.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from coordinator.compiler import recurrent_gradients  # noqa: F401 - the operators have gradients
+from coordinator.compiler.packed_sequences import step_mask
 from headwater.errors import CompileError
 
-KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-"""The names of torch's functions."""
-
-ops = torch.ops.headwater
 Drop = Callable[[Tensor, float], Tensor]
 Results = tuple[Tensor, ...]
 Layer = Callable[["RecurrentCall"], Results]
@@ -27,10 +24,11 @@ Layer = Callable[["RecurrentCall"], Results]
 
 @dataclass(frozen=True)
 class RecurrentCall:
-    """One call of a torch function in `KINDS`, with its arguments under names.
+    """One call of torch.lstm, gru, rnn_tanh or rnn_relu, its arguments under names.
 
     `states` are the initial ones, each [layers * directions, batch, width]. `lengths` [batch] says
-    how many steps of each example count, None that all do. `inputs` has time first.
+    how many steps of each example count, None that all do. `inputs` has time first, or is what
+    torch packed.
     """
 
     kind: str
@@ -68,8 +66,12 @@ def stacked(call: RecurrentCall, layer: Layer, drop: Drop) -> Results:
     return sequence, *(torch.cat(states) for states in zip(*finals, strict=True))
 
 
-def portable_layer(call: RecurrentCall) -> Results:
-    """One layer in both directions by operators of ours."""
+def portable_layer(call: RecurrentCall, operators: Any = torch.ops.headwater) -> Results:
+    """One layer in both directions by operators of ours, or by the functions that spell them out.
+
+    Raises:
+        CompileError: the layer would run along the batch.
+    """
     if not isinstance(call.inputs.shape[0], int):
         raise CompileError(
             "a recurrent layer runs along the batch: give it three dimensions, with "
@@ -77,21 +79,13 @@ def portable_layer(call: RecurrentCall) -> Results:
             "supported), and a sequence of fixed length"
         )
     mask = None if call.lengths is None else step_mask(call.lengths, call.inputs)
-    runs = [_direction(call, index, mask) for index in range(call.directions)]
+    runs = [_direction(call, index, mask, operators) for index in range(call.directions)]
     hiddens, *finals = zip(*runs, strict=True)
     sequence = hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens, -1)
-    if mask is not None:
-        sequence = sequence * mask
     return sequence, *(torch.stack(states) for states in finals)
 
 
-def step_mask(lengths: Tensor, sequence: Tensor) -> Tensor:
-    """[time, batch, 1]: 1 where a step belongs to the example, else 0."""
-    steps = torch.arange(int(sequence.shape[0]), device=lengths.device)
-    return (steps.unsqueeze(1) < lengths).to(sequence.dtype).unsqueeze(-1)
-
-
-def _direction(call: RecurrentCall, index: int, mask: Tensor | None) -> Results:
+def _direction(call: RecurrentCall, index: int, mask: Tensor | None, operators: Any) -> Results:
     count = len(call.weights) // call.directions
     input_weight, weight, *others = call.weights[index * count : (index + 1) * count]
     input_bias, hidden_bias = others[:2] if call.biased else (None, None)
@@ -104,39 +98,33 @@ def _direction(call: RecurrentCall, index: int, mask: Tensor | None) -> Results:
             width = hidden.shape[-1]
             bias = hidden_bias[2 * width :]
             input_bias = input_bias + torch.cat([hidden_bias[: 2 * width], torch.zeros_like(bias)])
-        projected = F.linear(call.inputs, input_weight, input_bias)
-        found = ops.gru(projected, hidden, weight, bias, mask, reverse)
+        projected = _projected(call.inputs, input_weight, input_bias)
+        found = operators.gru(projected, hidden, weight, bias, mask, reverse)
         return found[0], found[-1]
     if input_bias is not None and hidden_bias is not None:
         input_bias = input_bias + hidden_bias
-    projected = F.linear(call.inputs, input_weight, input_bias)
+    projected = _projected(call.inputs, input_weight, input_bias)
     if call.kind == "lstm":
-        found = ops.lstm(projected, hidden, *memory, weight, projection, mask, reverse)
+        found = operators.lstm(projected, hidden, *memory, weight, projection, mask, reverse)
         return found[0], *found[-2:]
     rectified = call.kind == "rnn_relu"
-    return tuple(ops.rnn(projected, hidden, weight, mask, rectified, reverse))
+    return tuple(operators.rnn(projected, hidden, weight, mask, rectified, reverse))
 
 
-def native_layer(function: Callable[..., Any]) -> Layer:
-    """A layer of torch's own, by the function that torch.nn calls."""
+def _projected(sequence: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The input's part of all gates at all steps: one matrix product, with the bias inside."""
+    rows = F.linear(sequence.flatten(0, 1), weight, bias)
+    return rows.reshape(*sequence.shape[:2], -1)
+
+
+def native_layer(function: Callable[..., Any], batch_sizes: Tensor | None = None) -> Layer:
+    """A layer of torch's own, by the function that torch.nn calls; `batch_sizes` if packed."""
 
     def layer(call: RecurrentCall) -> Results:
         states: Any = call.states if call.kind == "lstm" else call.states[0]
-        found: Results = function(
-            call.inputs, states, list(call.weights), call.biased, 1, 0.0, True,
-            call.bidirectional, False,
-        )  # fmt: skip
-        return found
+        shared = (states, list(call.weights), call.biased, 1, 0.0, True, call.bidirectional)
+        if batch_sizes is None:
+            return tuple(function(call.inputs, *shared, False))
+        return tuple(function(call.inputs, batch_sizes, *shared))
 
     return layer
-
-
-def parsed(kind: str, arguments: Sequence[Any]) -> tuple[RecurrentCall, bool]:
-    """A call's arguments, and whether the batch comes first in its input and output."""
-    inputs, states, weights, biased, layers, dropout, training, bidirectional, first = arguments
-    call = RecurrentCall(
-        kind, inputs.transpose(0, 1) if first else inputs,
-        tuple(states) if kind == "lstm" else (states,), tuple(weights), biased, layers,
-        dropout if training and layers > 1 else 0.0, bidirectional,
-    )  # fmt: skip
-    return call, first

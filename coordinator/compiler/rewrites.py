@@ -20,13 +20,7 @@ from coordinator.compiler.layer_forms import (
     local_response_norm,
     same_convolution,
 )
-from coordinator.compiler.recurrent_layers import (
-    KINDS,
-    native_layer,
-    parsed,
-    portable_layer,
-    stacked,
-)
+from coordinator.compiler.recurrent_functions import RecurrentFunctions
 from headwater.errors import CompileError
 
 _ATTENTION = F.scaled_dot_product_attention
@@ -57,6 +51,7 @@ class PortableFunctions(TorchFunctionMode):
         self.only_random = only_random
         self.sites = 0
         self._replaced: list[tuple[type[nn.Module], Callable[..., Any]]] = []
+        self.recurrences = RecurrentFunctions(self._dropout, native=only_random)
 
     def __enter__(self) -> "PortableFunctions":
         # F.multi_head_attention_forward runs outside of the mode: reach its attention by name
@@ -65,6 +60,7 @@ class PortableFunctions(TorchFunctionMode):
             self._replaced = [(kind, kind.forward) for kind in _BATCH_NORMS]
             for kind in _BATCH_NORMS:
                 kind.forward = batch_norm_forward  # type: ignore[assignment]
+        self.recurrences.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -77,6 +73,7 @@ class PortableFunctions(TorchFunctionMode):
         F.scaled_dot_product_attention = _ATTENTION
         for replaced, forward in self._replaced:
             replaced.forward = forward
+        self.recurrences.__exit__()
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
@@ -94,9 +91,8 @@ class PortableFunctions(TorchFunctionMode):
             return same_convolution(func, _padded, *args, **kwargs)
         if func is F.local_response_norm and not self.only_random:
             return local_response_norm(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name in KINDS:
-            return self._recurrent(func, args)
+        if self.recurrences.takes(func, args):
+            return self.recurrences.call(func, args)
         return func(*args, **kwargs)
 
     def _diverted_dropout(
@@ -161,15 +157,6 @@ class PortableFunctions(TorchFunctionMode):
             masked = attn_mask.dtype == torch.bool
             scores = scores + (_scores_where_not(attn_mask, scores) if masked else attn_mask)
         return self._dropout(torch.softmax(scores, -1), dropout_p) @ value
-
-    def _recurrent(self, func: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-        """torch's own kernel, but for dropout between layers, where that is the yardstick."""
-        call, batch_first = parsed(func.__name__, arguments)
-        if self.only_random and not call.dropout:
-            return func(*arguments)
-        layer = native_layer(func) if self.only_random else portable_layer
-        sequence, *finals = stacked(call, layer, self._dropout)
-        return (sequence.transpose(0, 1) if batch_first else sequence, *finals)
 
 
 def _padded(
