@@ -13,6 +13,7 @@ from headwater.layout import Weights
 from headwater.plan import Plan
 
 Backend = Literal["auto", "onnxruntime", "torch"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Trainer(Protocol):
@@ -72,11 +73,18 @@ class Trainer(Protocol):
 
 
 def open_trainer(
-    plan: Plan, backend: Backend = "auto", *, threads: int, device: str = "auto"
+    plan: Plan,
+    backend: Backend = "auto",
+    *,
+    threads: int,
+    device: str = "auto",
+    compile: bool = False,  # noqa: A002 - torch's name
+    precision: Precision = "float32",
 ) -> Trainer:
     """A trainer of this plan with its initial optimizer; `set_weights` comes next.
 
-    "auto" takes torch where it is installed, and onnxruntime elsewhere. `device` concerns torch.
+    "auto" takes torch where it is installed, and onnxruntime elsewhere. `device`, `compile` and
+    `precision` concern torch, which `TorchTrainer` explains.
 
     Raises:
         PlanError: the plan does not pass the checks or does not load in the runtime.
@@ -93,7 +101,11 @@ def open_trainer(
         require("torch", extra="torch", purpose="train with torch")
         from edge_client.trainers.torch_trainer import TorchTrainer
 
-        return TorchTrainer(plan, threads=threads, device=device)
+        return TorchTrainer(
+            plan, threads=threads, device=device, compile=compile, precision=precision
+        )
+    if compile or precision != "float32":
+        raise UsageError("--compile and --precision need --trainer torch")
     from edge_client.trainers.onnx_trainer import OnnxTrainer
 
     return OnnxTrainer(plan, threads=threads)

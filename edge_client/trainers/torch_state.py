@@ -29,7 +29,7 @@ class TorchState:
         shapes = {name: sizes[name] for names in self._groups.values() for name in names}
         self.parameters = TensorVector(shapes, torch.float32, device)
         self.gradients = TensorVector(shapes, torch.float32, device)
-        self.float_buffers, self._integer_buffers = (
+        self.float_buffers, self.integer_buffers = (
             TensorVector({spec.name: spec.shape for spec in specs}, dtype, device)
             for specs, dtype in (
                 (layout.float_buffers, torch.float32), (layout.integer_buffers, torch.int64)
@@ -41,7 +41,7 @@ class TorchState:
         }
         self.buffers = {
             f"p.{name}": view
-            for vector in (self.float_buffers, self._integer_buffers)
+            for vector in (self.float_buffers, self.integer_buffers)
             for name, view in vector.tensors.items()
         }
         slots = manifest.optimizer.slots
@@ -139,4 +139,4 @@ class TorchState:
 
     @property
     def _vectors(self) -> tuple[TensorVector, ...]:
-        return self.parameters, self.float_buffers, self._integer_buffers
+        return self.parameters, self.float_buffers, self.integer_buffers

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from edge_client.trainers import Precision
 from edge_client.trainers.micro_batches import MicroBatch, add_shares, micro_batches
 from edge_client.trainers.signatures import check_batch, check_correction, check_optimizer_state
-from edge_client.trainers.torch_device import torch_device
+from edge_client.trainers.torch_device import check_compiler, torch_device
 from edge_client.trainers.torch_state import TorchState
 from edge_client.trainers.torch_step import (
     Figures,
@@ -45,20 +46,34 @@ class TorchTrainer:
 
     `threads` caps torch's threads in this whole process, since torch has one pool. `device` is
     "auto" (the first GPU if there is one, else the CPU) or a torch device such as "cuda:1".
+    `compile` runs training through torch.compile. `precision` "bfloat16" computes layers that allow
+    it in bfloat16 (torch.autocast); parameters, their gradients and the optimizer stay float32.
 
     Raises:
         PlanError: the torch form of the plan is damaged, not allowed, or too new for this torch.
-        UsageError: the device does not exist.
+        UsageError: the device does not exist, or there is no C++ compiler to compile with.
     """
 
-    def __init__(self, plan: Plan, *, threads: int, device: str = "auto") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        threads: int,
+        device: str = "auto",
+        compile: bool = False,  # noqa: A002 - torch's name
+        precision: Precision = "float32",
+    ) -> None:
+        if compile:
+            check_compiler()
         torch.set_num_threads(threads)
         self.device = torch_device(device)
+        self._compiled, self._precision = compile, precision
         self._manifest = plan.manifest
         self._layout = plan.layout
         self.state = TorchState(plan.manifest, self.device)
         self._forward, self._apply, self._evaluate = (
-            TorchStep(plan.read(member), self.device) for member in (FORWARD, APPLY, EVALUATE)
+            TorchStep(plan.read(member), self.device, compiled=compile and member != EVALUATE)
+            for member in (FORWARD, APPLY, EVALUATE)
         )
         check_outputs(self._forward.outputs, forward_outputs(plan.manifest), FORWARD)
         check_outputs(self._apply.outputs, self.state.applied_outputs, APPLY)
@@ -140,8 +155,11 @@ class TorchTrainer:
 
     def _differentiate(self, part: MicroBatch, *, add: bool) -> dict[str, torch.Tensor]:
         """Forward and backward over a part of a batch, whose gradients are begun or added to."""
+        if self._compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.enable_grad():
-            results = self._forward(self._values(part.batch, part.seed))
+            with self._autocast():
+                results = self._forward(self._values(part.batch, part.seed))
             figures = figures_of(results)
             found = torch.autograd.grad(
                 results["loss"], list(self.state.leaves.values()), allow_unused=True,
@@ -182,17 +200,24 @@ class TorchTrainer:
             PlanError: the step fails in torch.
         """
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
-        with in_our_words(), exact_kernels(), torch.no_grad():
+        with in_our_words(), exact_kernels(), torch.no_grad(), self._autocast():
             return Figures(figures_of(self._evaluate(self._values(batch, 0)))).read()
 
     def _values(self, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
         """Everything that a forward pass takes."""
         moved = {k: _tensor(array).to(self.device) for k, array in batch_values(batch).items()}
         given = {**self.state.leaves, **self.state.buffers, **self._frozen, **moved}
-        return {**given, "seed": torch.tensor(seed, dtype=torch.int64)}
+        # beside the kernels that it decides on it costs no transfer, but CUDA graphs want it there
+        place = self.device if self._compiled else None
+        return {**given, "seed": torch.tensor(seed, dtype=torch.int64, device=place)}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"
+        )
 
     def _part_elements(self) -> int | None:
-        if self.device.type == "cpu" and self._apply.is_pointwise:
+        if self.device.type == "cpu" and self._apply.is_pointwise and not self._compiled:
             return _PART_ELEMENTS * torch.get_num_threads()
         return None
 
