@@ -24,6 +24,7 @@ test: setup  ## Run the whole test suite (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
 zoo: setup  ## Measure every whole model into docs/plan.md, then run every parity case and model
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
 	$(BIN)/python -m tests.parity.tables docs/plan.md
 	$(BIN)/python -m benchmarks.plan --write docs/plan.md
 	HEADWATER_ZOO=1 $(BIN)/python -m pytest tests/parity tests/models
