@@ -27,8 +27,22 @@ _UNIFORM_BITS = 24
 """As many as float32 holds: a drawn fraction is exact in float32 and float64 alike."""
 
 
+_LIBRARY = torch.library.Library("headwater", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "keep_mask(Tensor seed, int site, SymInt[] shape, float probability) -> Tensor"
+)
+
+
 def keep_mask(seed: Tensor, site: int, shape: Sequence[Any], probability: float) -> Tensor:
-    """A boolean tensor of `shape`, true with `1 - probability`."""
+    """A boolean tensor of `shape`, true with `1 - probability`.
+
+    A trace for torch holds this as one call, any other as arithmetic.
+    """
+    mask: Tensor = KEEP_MASK(seed, site, shape, probability)
+    return mask
+
+
+def _keep_mask(seed: Tensor, site: int, shape: Sequence[Any], probability: float) -> Tensor:
     return (_drawn(seed, site, shape) >= round(probability * 2**32)).reshape(tuple(shape))
 
 
@@ -59,6 +73,10 @@ def _drawn(seed: Tensor, site: int, shape: Sequence[Any]) -> Tensor:
     key = _mix(key ^ (_shifted(seed, 32) & _MASK))
     counter = torch.arange(count, dtype=torch.int64, device=seed.device)
     return _mix((((counter & _MASK) * _COUNTER_STRIDE) & _MASK) ^ key)
+
+
+_LIBRARY.impl("keep_mask", _keep_mask, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+KEEP_MASK = torch.ops.headwater.keep_mask.default
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -27,13 +27,16 @@ _NOT_SETTINGS = ("input", "target", "size_average", "reduce")
 _MEANS = ("mean", "batchmean")
 
 
-def loss_function(loss: Loss, settings: Settings | None = None) -> Callable[..., Tensor]:
-    """`(output, *targets) -> scalar`; `settings` are what torch.nn.functional names them.
+def loss_function(
+    loss: Loss, settings: Settings | None = None, *, weighted: bool = False
+) -> Callable[..., Tensor]:
+    """`(output, *targets) -> scalar`, or with `weighted` `(output, *targets, weight) -> scalar`.
 
-    `cross_entropy` and `nll_loss` also take outputs [batch, time, class] with targets
-    [batch, time], as language models give them, beside torch's own [batch, class, time].
-    `cross_entropy` takes probabilities for targets where output and target have one shape
-    [batch, class].
+    `settings` are what torch.nn.functional names them. `cross_entropy` and `nll_loss` also take
+    outputs [batch, time, class] with targets [batch, time], as language models give them, beside
+    torch's own [batch, class, time]. `cross_entropy` takes probabilities for targets where output
+    and target have one shape [batch, class]. A weighted loss of a known name is `weighted_mean` of
+    the examples' own losses.
 
     Raises:
         CompileError: not a known name, or a setting that the loss does not have.
@@ -48,16 +51,28 @@ def loss_function(loss: Loss, settings: Settings | None = None) -> Callable[...,
             "(output, target) -> scalar tensor of your own as 'module:function'"
         )
     function: Callable[..., Tensor] = getattr(F, loss)
-    chosen = _checked_settings(loss, function, settings or {})
+    chosen = dict(_checked_settings(loss, function, settings or {}))
+    if weighted:
+        chosen["reduction"] = "none"
+    fitted = _fitted(loss, function, chosen)
+    if not weighted:
+        return fitted
+    return lambda output, target, weight: weighted_mean(fitted(output, target), weight)
 
-    def named(output: Tensor, target: Tensor) -> Tensor:
+
+def _fitted(
+    loss: str, function: Callable[..., Tensor], settings: Settings
+) -> Callable[[Any, Tensor], Tensor]:
+    """The function with outputs and targets that were held against one another."""
+
+    def fitted(output: Any, target: Tensor) -> Tensor:
         if loss in CLASSIFICATION:
             output, target = classes_second(output, target, loss)
         else:
             target = _same_shape(output, target, whole=loss == "multilabel_margin_loss")
-        return function(output, target, **_as_tensors(chosen, output))
+        return function(output, target, **_as_tensors(settings, output))
 
-    return named
+    return fitted
 
 
 def _checked_settings(name: str, function: Callable[..., Tensor], settings: Settings) -> Settings:
@@ -83,6 +98,16 @@ def _as_tensors(settings: Settings, output: Tensor) -> dict[str, Any]:
         else value
         for name, value in settings.items()
     }
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """`sum(w * v) / sum(w)`, where `v` is each example's mean over its own values.
+
+    `weight` is [batch]; the first dimension of `values` is the batch, or the batch and the places
+    of a sequence in one.
+    """
+    examples = values.reshape(weight.shape[0], -1).mean(1)
+    return (weight * examples).sum() / weight.sum()
 
 
 def class_dimension(output: Any, target: Tensor) -> int:

@@ -20,7 +20,7 @@ def _same(context: Context, value: Value, *_: Any) -> Result:
 
 @translates("copy.default")
 def _copied(context: Context, value: Value, source: Value, *_: Any) -> Result:
-    """The source, in the dtype and shape of what it overwrites."""
+    """The source in the shape and dtype of what it overwrites."""
     name = context.operand(source, value.dtype)
     if source.shape == value.shape:
         return name
@@ -109,8 +109,8 @@ def _slice_replaced(
     """What lies before, the source, what lies after."""
     axis = dimension % value.rank
     size = value.shape[axis]
-    if not start and end in (None, _END) and step == 1:
-        return context.operand(source, value.dtype)
+    if start in (0, None) and end in (_END, None) and step == 1:
+        return context.operand(source, value.dtype)  # as in x[:, 0] with an open batch
     if not all(isinstance(v, int | None) for v in (size, start, end)):
         raise context.unsupported("assigning to a slice of the batch is not supported")
     if step != 1:

@@ -5,30 +5,40 @@ Replaced are functions that draw random numbers (dropout, noise), fuse what has 
 (recurrent layers). Autograd differentiates the replacements.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.modules import transformer
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from coordinator.compiler import portable, resampling
 from coordinator.compiler.attention import attention
+from coordinator.compiler.layer_forms import (
+    batch_norm_forward,
+    local_response_norm,
+    same_convolution,
+)
 from coordinator.compiler.padding import padded
 from coordinator.compiler.randomness import DRAWING, Draws
-from headwater.errors import CompileError
+from coordinator.compiler.recurrent_functions import RecurrentFunctions
 
 _ATTENTION = F.scaled_dot_product_attention
-_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-
 _SPELLED_OUT: dict[Any, Callable[..., Any]] = {
     **resampling.FUNCTIONS, **portable.FUNCTIONS, F.pad: padded,
+    F.local_response_norm: local_response_norm,
+    **{one: partial(same_convolution, one, padded) for one in (F.conv1d, F.conv2d, F.conv3d)},
 }  # fmt: skip
 """Functions that draw nothing, in other functions."""
+
+_BATCH_NORMS = (_BatchNorm, nn.SyncBatchNorm)
+"""Without a process group the latter is the former."""
 
 _Patch = tuple[Any, str, Any]
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
@@ -49,12 +59,14 @@ class PortableFunctions(TorchFunctionMode):
         self._entered = 0
         self._passes = False
         self._saved: list[_Patch] = []
+        self._recurrences = RecurrentFunctions(self.draws.dropped, native=only_random)
 
     def __enter__(self) -> "PortableFunctions":
         if not self._entered:
             patches = self._patches()
             self._saved = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
             _set(patches)
+            self._recurrences.__enter__()
         self._entered += 1
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -69,6 +81,7 @@ class PortableFunctions(TorchFunctionMode):
         self._entered -= 1
         if not self._entered:
             _set(self._saved)
+            self._recurrences.__exit__()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -83,11 +96,8 @@ class PortableFunctions(TorchFunctionMode):
             return attention(self.draws, *args, **kwargs)
         if func in _SPELLED_OUT and not self.only_random:
             return _SPELLED_OUT[func](*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name in _CELLS and len(args) == 9:
-            draws = args[5] and args[6]
-            if draws or not self.only_random:
-                return self._recurrent(name, *args)
+        if self._recurrences.takes(func, args):
+            return self._recurrences.call(func, args)
         if getattr(func, "__module__", None) == F.__name__ and hasattr(func, "__code__"):
             self._passes = True
             with self:
@@ -96,7 +106,9 @@ class PortableFunctions(TorchFunctionMode):
 
     def _patches(self) -> list[_Patch]:
         """Names in torch that are bound anew: places that a mode cannot see."""
+        norms = () if self.only_random else _BATCH_NORMS
         return [
+            *((kind, "forward", batch_norm_forward) for kind in norms),
             *((F, name, self._check(getattr(torch.overrides, name))) for name in _CHECKS),
             (Distribution, "_validate_args", False),
             (transformer, "_detect_is_causal_mask", _is_said_to_be_causal),
@@ -114,43 +126,6 @@ class PortableFunctions(TorchFunctionMode):
             return not passes and original(*arguments)
 
         return check
-
-    def _recurrent(
-        self,
-        kind: str,
-        inputs: Tensor,
-        states: Any,
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        layers: int,
-        dropout: float,
-        training: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, ...]:
-        """Layers unrolled over time, with one input projection for all the steps."""
-        directions = 2 if bidirectional else 1
-        per_run = len(weights) // (layers * directions)
-        if per_run != (4 if has_biases else 2):
-            raise CompileError(f"{kind} with projections (proj_size) is not supported")
-        sequence = inputs.transpose(0, 1) if batch_first else inputs
-        pair = states if kind == "lstm" else (states,)
-        finals: list[tuple[Tensor, ...]] = []
-        for layer in range(layers):
-            outputs = []
-            for direction in range(directions):
-                run = layer * directions + direction
-                steps, final = _unrolled(
-                    kind, sequence, tuple(state[run] for state in pair),
-                    weights[run * per_run : (run + 1) * per_run], direction == 1,
-                )  # fmt: skip
-                outputs.append(steps)
-                finals.append(final)
-            sequence = torch.cat(outputs, -1) if directions == 2 else outputs[0]
-            if dropout and training and layer < layers - 1:
-                sequence = self.draws.dropped(sequence, dropout)
-        output = sequence.transpose(0, 1) if batch_first else sequence
-        return (output, *(torch.stack(list(state)) for state in zip(*finals, strict=True)))
 
 
 def _is_said_to_be_causal(
@@ -171,40 +146,3 @@ def _drops(
 ) -> bool:  # fmt: skip
     """Whether a call of attention draws random numbers."""
     return dropout_p > 0
-
-
-def _unrolled(
-    kind: str,
-    sequence: Tensor,
-    state: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
-    backwards: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    input_weight, hidden_weight, *biases = weights
-    input_bias, hidden_bias = biases or (None, None)
-    projected = F.linear(sequence, input_weight, input_bias).unbind(0)
-    count = len(projected)
-    steps: list[Tensor] = [sequence] * count
-    for time in reversed(range(count)) if backwards else range(count):
-        recurrent = F.linear(state[0], hidden_weight, hidden_bias)
-        state = _cell(kind, projected[time], recurrent, state)
-        steps[time] = state[0]
-    return torch.stack(steps), state
-
-
-def _cell(
-    kind: str, projected: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """One time step, in the gate order of torch.nn.LSTM, GRU and RNN."""
-    if kind == "lstm":
-        entry, forget, candidate, output = (projected + recurrent).chunk(4, -1)
-        memory = forget.sigmoid() * state[1] + entry.sigmoid() * candidate.tanh()
-        return output.sigmoid() * memory.tanh(), memory
-    if kind == "gru":
-        width = recurrent.shape[-1] // 3
-        gates = (projected[..., : 2 * width] + recurrent[..., : 2 * width]).sigmoid()
-        reset, update = gates.chunk(2, -1)
-        candidate = (projected[..., 2 * width :] + reset * recurrent[..., 2 * width :]).tanh()
-        return (candidate + update * (state[0] - candidate),)
-    total = projected + recurrent
-    return (total.tanh() if kind == "rnn_tanh" else total.relu(),)
