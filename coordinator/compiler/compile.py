@@ -16,7 +16,6 @@ evaluation and prediction. For torch the forward pass is traced again, with torc
 Before anything is returned the parity gate compares what the graphs compute with eager torch.
 """
 
-import copy
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +41,7 @@ from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.parity import check_parity
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
-from coordinator.compiler.state import ModelState, model_state
+from coordinator.compiler.state import ModelState, copied, model_state
 from coordinator.compiler.step import SEED, Recipe
 from coordinator.compiler.torch_form import trace_apply, trace_forwards
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
@@ -127,6 +126,7 @@ def compile_plan(
     batch_size: int,
     seed: int,
     options: StepOptions = PLAIN,
+    loss_settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPlan:
     """Compile a training step; the model is copied and keeps its state.
@@ -144,8 +144,9 @@ def compile_plan(
     chosen, learning_rate = optimizer_from(optimizer)
     weighted = options.weight is not None
     recipe = Recipe(
-        copy.deepcopy(model), loss_function(loss, weighted=weighted), metric_functions(metrics),
-        chosen, tuple(signature.name for signature in inputs), len(targets), options,
+        copied(model), loss_function(loss, loss_settings, weighted=weighted),
+        metric_functions(metrics), chosen, tuple(signature.name for signature in inputs),
+        len(targets), options,
     )  # fmt: skip
     if options.weight is not None:
         targets = [*targets, TensorSignature(options.weight, (), "float32", is_weight=True)]
