@@ -1,12 +1,11 @@
 """What an author may ask of a training step beyond model, loss and optimizer."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from coordinator.compiler.optimizers.groups import GroupRule
 from headwater.errors import CompileError
 
-Call = Literal["positional", "keywords", "dictionary"]
+CALLS = ("positional", "keywords", "dictionary")
 """How the model takes its inputs: `forward(x, y)`, `forward(x=x, y=y)` or `forward({"x": x})`."""
 
 
@@ -24,7 +23,7 @@ class StepOptions:
         CompileError: a value is out of range, or both ways of clipping are asked for.
     """
 
-    call: Call = "positional"
+    call: str = "positional"
     weight: str | None = None
     proximal: float | None = None
     clip_norm: float | None = None
@@ -34,10 +33,8 @@ class StepOptions:
     micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.call not in get_args(Call):
-            raise CompileError(
-                f"call is {self.call!r}; expected one of {', '.join(get_args(Call))}"
-            )
+        if self.call not in CALLS:
+            raise CompileError(f"call is {self.call!r}; expected one of {', '.join(CALLS)}")
         for name in ("proximal", "clip_norm", "clip_value"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

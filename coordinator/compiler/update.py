@@ -38,8 +38,9 @@ def update(
     scalars, shared = optimizer.advance([tensors[f"o.{name}"] for name in optimizer.scalars])
     results = {f"new.o.{n}": s for n, s in zip(optimizer.scalars, scalars, strict=True)}
     for group in groups:
+        rate = group.scaled(tensors[LEARNING_RATE])
         for name in group.names:
-            results |= group.update(name, gradients[name], tensors, shared, tensors[LEARNING_RATE])
+            results |= group.update(name, gradients[name], tensors, shared, rate)
     return results
 
 

@@ -42,12 +42,14 @@ class OnnxTrainer:
     def __init__(self, plan: Plan, *, threads: int) -> None:
         self._manifest = plan.manifest
         self._layout = plan.layout
-        outputs = {EVALUATE: evaluation_outputs(plan.manifest)}
         if plan.manifest.step.micro_batch_size is None:
-            outputs[TRAIN] = training_outputs(plan.manifest)
+            outputs = {TRAIN: training_outputs(plan.manifest)}
         else:
-            outputs[GRADIENTS] = gradient_outputs(plan.manifest)
-            outputs[APPLY] = applied_outputs(plan.manifest)
+            outputs = {
+                GRADIENTS: gradient_outputs(plan.manifest),
+                APPLY: applied_outputs(plan.manifest),
+            }
+        outputs[EVALUATE] = evaluation_outputs(plan.manifest)
         self._graphs = {name: GraphRuntime(plan, name, threads=threads) for name in outputs}
         for name, graph in self._graphs.items():
             check_outputs(graph.outputs, outputs[name], name)

@@ -148,6 +148,11 @@ class Manifest:
         """Whether the step takes the weights of the round's start, for its proximal term."""
         return "proximal" in self.hyperparameters
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the examples have weights, which are then the last of the targets."""
+        return bool(self.targets) and self.targets[-1].is_weight
+
     def step_memory_bytes(self, batch_size: int) -> int:
         """The estimated peak memory of a step over a batch, cut where the plan cuts it."""
         at_once = min(batch_size, self.step.micro_batch_size or batch_size)
@@ -236,6 +241,9 @@ def _consistent(manifest: Manifest) -> Manifest:
     for signature in (*manifest.inputs, *manifest.targets[:-1]):
         if signature.is_weight:
             raise ValueError(f"{signature.name!r:.80} is a weight and not the last target")
+    last = manifest.targets[-1] if manifest.weighted else None
+    if last is not None and (last.shape, last.dtype) != ((), "float32"):
+        raise ValueError(f"{last.name!r:.80}: weights are one float32 an example")
     if sum(spec.count for spec in manifest.tensors) > MAXIMUM_ELEMENTS:
         raise ValueError(f"the tensors have more than {MAXIMUM_ELEMENTS} elements")
     if manifest.layout.trainable_count == 0:

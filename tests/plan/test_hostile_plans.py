@@ -104,8 +104,60 @@ def test_dtypes_are_those_of_plans(dtype: Any) -> None:
 def test_slots_have_the_shapes_of_their_tensors(slot: Fields) -> None:
     """A trainer makes them at once, before any data proves that such a model exists."""
     content = fields()
-    content["optimizer"]["slots"].append(slot)
+    content["optimizer"]["slots"].append(slot | {"initial": 0.0})
     refused(content)
+
+
+def _without_a_tensor(content: Fields) -> None:
+    content["optimizer"]["groups"][0]["tensors"].pop()
+
+
+def _with_a_tensor_twice(content: Fields) -> None:
+    content["optimizer"]["groups"].append(content["optimizer"]["groups"][0])
+
+
+def _with_an_endless_scale(content: Fields) -> None:
+    content["optimizer"]["groups"][0]["learning_rate_scale"] = float("inf")
+
+
+def _with_an_odd_start(content: Fields) -> None:
+    content["optimizer"]["slots"][0]["initial"] = float("nan")
+
+
+def _with_empty_parts(content: Fields) -> None:
+    content["step"]["micro_batch_size"] = 0
+
+
+def _with_odd_corrections(content: Fields) -> None:
+    content["step"]["corrections"] = 1
+
+
+def _with_weighing_inputs(content: Fields) -> None:
+    content["inputs"][0]["is_weight"] = True
+
+
+def _with_weights_of_integers(content: Fields) -> None:
+    content["targets"][-1]["is_weight"] = True
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without_a_tensor, "do not hold each trainable tensor once"),
+        (_with_a_tensor_twice, "do not hold each trainable tensor once"),
+        (_with_an_endless_scale, "inf is not a finite number"),
+        (_with_an_odd_start, "nan is not a finite number"),
+        (_with_empty_parts, "0 where a positive number belongs"),
+        (_with_odd_corrections, "1 is not a bool"),
+        (_with_weighing_inputs, "a weight and not the last target"),
+        (_with_weights_of_integers, "weights are one float32 an example"),
+    ],
+)
+def test_what_a_step_does_is_told_soundly(spoil: Callable[[Fields], None], message: str) -> None:
+    content = fields()
+    Manifest.from_bytes(json.dumps(content).encode())
+    spoil(content)
+    refused(content, message)
 
 
 def test_a_model_without_trainable_tensors_is_refused() -> None:
@@ -125,7 +177,7 @@ def plan_with(members: Mapping[str, bytes], **changes: Any) -> Plan:
 
 
 def test_a_graph_that_the_manifest_does_not_describe_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"does not describe graph (train|evaluate)\.onnx"):
+    with pytest.raises(PlanError, match=r"does not describe graph train\.onnx"):
         open_trainer(plan_with({}, graphs={}), "onnxruntime", threads=1)
     with pytest.raises(PlanError, match=r"does not describe graph evaluate\.onnx"):
         Evaluator(plan_with({}, graphs={}), threads=1)

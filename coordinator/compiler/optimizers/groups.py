@@ -44,6 +44,11 @@ class ParameterGroup:
     learning_rate_scale: float
     names: tuple[str, ...]
 
+    def scaled(self, learning_rate: Tensor) -> Tensor:
+        """This group's own learning rate."""
+        scale = self.learning_rate_scale
+        return learning_rate if scale == 1.0 else learning_rate * scale
+
     def update(
         self,
         name: str,
@@ -52,10 +57,8 @@ class ParameterGroup:
         shared: Sequence[Tensor],
         learning_rate: Tensor,
     ) -> dict[str, Tensor]:
-        """`new.p.` and `new.o.` of one parameter from `p.` and `o.`."""
+        """`new.p.` and `new.o.` of one parameter from `p.` and `o.`; the rate is a scaled one."""
         rule = self.optimizer
-        if self.learning_rate_scale != 1.0:
-            learning_rate = learning_rate * self.learning_rate_scale
         slots = [tensors[f"o.{slot}.{name}"] for slot in rule.slots]
         parameter, new = rule.update(tensors[f"p.{name}"], gradient, slots, shared, learning_rate)
         results = {f"new.p.{name}": parameter}
