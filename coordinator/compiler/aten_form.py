@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 
-from coordinator.compiler.places import place
+from coordinator.compiler.refusals import unsupported
 from headwater.aten import (
     MAXIMUM_CONSTANT_BYTES,
     Argument,
@@ -184,19 +184,14 @@ def _merge_equal_calls(graph: fx.Graph) -> None:
 
 
 def _refuse_unsupported(graph: fx.Graph) -> None:
-    wrong: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output"):
-            continue
-        name = _operator_name(node)
-        if name not in OPERATORS:
-            wrong.setdefault(name, place(node))
+    wrong = [
+        node
+        for node in graph.nodes
+        if node.op not in ("placeholder", "get_attr", "output")
+        and _operator_name(node) not in OPERATORS
+    ]
     if wrong:
-        listed = ", ".join(f"{name} {where}" for name, where in sorted(wrong.items()))
-        raise CompileError(
-            f"the training step uses operators that devices do not run: {listed}. Write this part "
-            "of the model, loss or metric with other torch functions"
-        )
+        raise unsupported(wrong)
 
 
 def _operator_name(node: fx.Node) -> str:
