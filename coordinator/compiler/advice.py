@@ -46,8 +46,8 @@ _TABLE = {
     "to_dense* to_sparse* sparse* _sparse* coalesce*": "dense tensors",
     "_to_copy to half bfloat16": "float32: remove autocast, .half() and .bfloat16()",
     "cuda to_device pin_memory": "leave the device out: new tensors take x.device",
-    "checkpoint": "call the part itself, without torch.utils.checkpoint, which runs it again beside "
-    "the plan's state",
+    "checkpoint": "call the part itself, without torch.utils.checkpoint, which runs it again "
+    "beside the plan's state",
     "weight_norm _weight_norm*": "torch.nn.utils.parametrizations.weight_norm over dimension 0, or "
     "x / x.norm() written out",
 }

@@ -72,8 +72,13 @@ def _differs(expression: Any, result: bool, size: int) -> bool:
 
 
 def _asked_by_author() -> bool:
-    """Whether a line outside of torch compared, rather than a torch function that it called."""
-    frame = sys._getframe(2)
+    """Whether a line outside of torch compared, rather than a torch function that it called.
+
+    Python's truth test enters torch through `SymBool.__bool__`; kernels ask the symbol itself.
+    """
+    frame, inner = sys._getframe(2), None
     while frame is not None and frame.f_code.co_filename.startswith(_SYMBOLS):
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None and not frame.f_code.co_filename.startswith((_TORCH, "<"))
+        frame, inner = frame.f_back, frame  # type: ignore[assignment]
+    if frame is None or inner is None or inner.f_code.co_filename != _SYMBOLS[0]:
+        return False
+    return not frame.f_code.co_filename.startswith((_TORCH, "<"))

@@ -38,6 +38,7 @@ from coordinator.compiler.memory import peak_memory
 from coordinator.compiler.metrics import Metric, metric_functions
 from coordinator.compiler.onnx_graph import OPSET
 from coordinator.compiler.onnx_lowering import lower
+from coordinator.compiler.operations import operations
 from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.parity import check_parity
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
@@ -176,6 +177,7 @@ def compile_plan(
         batch_size=batch_size,
         graphs=ports,
         peak_memory_bytes=peak_memory(lowered["train.onnx"], batch_size),
+        operations=operations(traces.training, batch_size),
         parity=parity,
         members={
             member: Member(hashlib.sha256(data).hexdigest(), len(data))

@@ -12,7 +12,7 @@ from edge_client import cli
 from edge_client.state import StateDirectory
 from headwater.errors import DataError, PlanError
 from headwater.layout import Layout, Weights
-from headwater.manifest import Member, PeakMemory
+from headwater.manifest import BatchCost, Member
 from headwater.plan import write_plan
 from headwater.safetensors import write_weights
 from tests.client.fake_fleet import sha256
@@ -139,7 +139,7 @@ def test_check_says_why_a_plan_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     fakes: AddingTrainer,
 ) -> None:  # fmt: skip
-    big = write_tiny(tmp_path, peak_memory_bytes=PeakMemory(2**50, 0))
+    big = write_tiny(tmp_path, peak_memory_bytes=BatchCost(2**50, 0))
     assert run(["check", str(big)], monkeypatch) == 2
     assert "MiB of memory; this device has" in capsys.readouterr().err
     plan = write_tiny(tmp_path)
