@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from coordinator.compiler import step as steps
 from coordinator.compiler.aten_form import to_json
 from coordinator.compiler.decompositions import table
+from coordinator.compiler.keras_model import as_module
 from coordinator.compiler.losses import Loss, loss_function
 from coordinator.compiler.memory import peak_memory
 from coordinator.compiler.metrics import Metric, metric_functions
@@ -141,7 +142,7 @@ def compile_plan(
     say = progress or (lambda message: None)
     chosen, learning_rate = optimizer_from(optimizer)
     recipe = Recipe(
-        copy.deepcopy(model), loss_function(loss), metric_functions(metrics), chosen,
+        copy.deepcopy(as_module(model)), loss_function(loss), metric_functions(metrics), chosen,
         len(inputs), len(targets),
     )  # fmt: skip
     say("tracing the evaluation step and the training step")

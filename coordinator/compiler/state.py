@@ -160,4 +160,6 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def _variances(model: nn.Module) -> set[str]:
-    return {f"p.{n}" for n, _ in model.named_buffers() if n.split(".")[-1] == "running_var"}
+    return {
+        f"p.{n}" for n, _ in model.named_buffers() if n.endswith(("running_var", "moving_variance"))
+    }
