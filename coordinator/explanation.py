@@ -16,7 +16,9 @@ from headwater.manifest import Manifest
 from headwater.plan import ReadablePlan
 
 BATCH_SIZES = (1, 8, 32, 128)
-_FORMS = {".onnx": "onnx", ".json": "torch"}
+_GRAPHS = (".onnx", ".json")
+_TRAINING = {"onnx": ("train.onnx",), "torch": ("forward.aten.json", "apply.aten.json")}
+"""The members that make up a training step; in torch the device makes the backward pass itself."""
 
 
 def explain(plan: ReadablePlan) -> dict[str, Any]:
@@ -29,16 +31,15 @@ def explain(plan: ReadablePlan) -> dict[str, Any]:
     counts = {
         member: _operators(member, plan.read(member))
         for member in manifest.members
-        if member.endswith(tuple(_FORMS))
+        if member.endswith(_GRAPHS)
     }
     return {
         "name": manifest.name,
         "digest": plan.digest,
         "operators": [
-            {"form": _FORMS[member[member.rindex(".") :]], "operator": operator, "count": count}
-            for member, operators in counts.items()
-            if member.startswith("train.")
-            for operator, count in sorted(operators.items(), key=lambda one: (-one[1], one[0]))
+            {"form": form, "operator": operator, "count": count}
+            for form, members in _TRAINING.items()
+            for operator, count in _most_frequent(sum((counts[m] for m in members), Counter()))
         ],
         "members": [
             {
@@ -52,6 +53,10 @@ def explain(plan: ReadablePlan) -> dict[str, Any]:
         "costs": [_cost(manifest, size) for size in sorted({*BATCH_SIZES, manifest.batch_size})],
         "parity": _parity(manifest.parity),
     }
+
+
+def _most_frequent(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda one: (-one[1], one[0]))
 
 
 def _operators(member: str, data: bytes) -> Counter[str]:
@@ -90,7 +95,7 @@ def _cost(manifest: Manifest, batch_size: int) -> dict[str, Any]:
     return {
         "batch_size": batch_size,
         "is_the_jobs": batch_size == manifest.batch_size,
-        "peak_memory_bytes": manifest.peak_memory_bytes.total(batch_size),
+        "peak_memory_bytes": manifest.step_memory_bytes(batch_size),
         "operations": manifest.operations.total(batch_size),
     }
 

@@ -8,6 +8,8 @@ mixer is two rounds of multiply and shift in the manner of Wellons, "Hash functi
 privacy.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,12 +20,23 @@ _COUNTER_STRIDE = 0x1E3779B1
 _SITE_STRIDE = 0x3C6EF35F
 
 
+_LIBRARY = torch.library.Library("headwater", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "keep_mask(Tensor seed, int site, SymInt[] shape, float probability) -> Tensor"
+)
+
+
 def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], probability: float) -> Tensor:
     """A boolean tensor of `shape`, true with `1 - probability`.
 
     `seed` is an int64 scalar; `site` numbers the places in a model that draw, so that two layers
-    with one seed draw apart.
+    with one seed draw apart. A trace for torch holds this as one call, any other as arithmetic.
     """
+    mask: Tensor = KEEP_MASK(seed, site, shape, probability)
+    return mask
+
+
+def _keep_mask(seed: Tensor, site: int, shape: Sequence[int], probability: float) -> Tensor:
     count = 1
     for size in shape:
         count = count * size
@@ -32,6 +45,10 @@ def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], probability: floa
     counter = torch.arange(count, dtype=torch.int64, device=seed.device)
     drawn = _mix((((counter & _MASK) * _COUNTER_STRIDE) & _MASK) ^ key)
     return (drawn >= round(probability * 2**32)).reshape(shape)
+
+
+_LIBRARY.impl("keep_mask", _keep_mask, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+KEEP_MASK = torch.ops.headwater.keep_mask.default
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from coordinator.compiler.advice import advice
 from coordinator.compiler.places import Places, author_line, part_of, place
+from headwater.aten_operators import DROPOUT_ARGUMENTS
 from headwater.errors import CompileError
 
 aten = torch.ops.aten
@@ -92,7 +93,8 @@ def check_operators(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if not isinstance(node.target, OpOverload):
             continue
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
+        may_draw = torch.Tag.nondeterministic_seeded in node.target.tags
+        if may_draw and str(node.target) not in DROPOUT_ARGUMENTS:
             raise CompileError(
                 f"{node.target} {place(node)} draws random numbers: only dropout draws alike on "
                 f"every device. Instead: {advice(node.target)}"

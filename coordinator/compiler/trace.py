@@ -1,9 +1,9 @@
 """Traces a pure step function into one flat graph of ATen operators.
 
 The step maps named tensors to named tensors. Autograd runs inside the trace, so the backward pass
-and the optimizer become operators like any other. Only the batch dimension is symbolic. The one
-traced graph serves both lowerings: as it is for torch (native backward kernels) and, decomposed
-further, for ONNX.
+and the optimizer become operators like any other. Only the batch dimension is symbolic. Such a
+trace is decomposed further for ONNX. For torch a step is traced as it is called, before autograd
+and with the operators that torch has kernels for; the device differentiates it.
 """
 
 import logging
@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
@@ -22,10 +24,11 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from coordinator.compiler.aten_form import functional
 from coordinator.compiler.batch_sizes import BatchSizes
+from coordinator.compiler.functional import functional
 from coordinator.compiler.places import PlaceKeepingInterpreter, Places
 from coordinator.compiler.refusals import check_operators, explained
+from headwater.aten_operators import ATEN_OPERATORS, STATISTICS_OPERATORS
 from headwater.errors import CompileError
 
 TRACE_BATCH_SIZE = 11
@@ -56,7 +59,7 @@ class TracedStep:
         results = graph.graph_copy(self.module.graph, copies)
         by_name = dict(zip(self.outputs, results, strict=True))  # type: ignore[arg-type]
         graph.output([by_name[name] for name in kept])
-        graph.eliminate_dead_code()
+        graph.eliminate_dead_code(_has_effect)
         inputs = []
         for name, old in zip(self.inputs, self.placeholders, strict=True):
             if copies[old].users or not prune:
@@ -94,6 +97,36 @@ def trace_step(
         CompileError: control flow that depends on data, a fixed batch size, operators that draw
             random numbers or half precision.
     """
+    module, names = _recorded(step, examples, batched, modules, {})
+    with _quiet():
+        module = functional(module)
+    module.graph.eliminate_dead_code()
+    return TracedStep(module, tuple(examples), names)
+
+
+def trace_forward(
+    step: Step, examples: Mapping[str, Tensor], batched: Sequence[str], modules: nn.Module
+) -> TracedStep:
+    """Trace a step for torch: layers are one operator each, and writes stay in place.
+
+    Raises:
+        CompileError: as `trace_step`.
+    """
+    module, names = _recorded(
+        step, examples, batched, modules,
+        {"pre_dispatch": True, "decomposition_table": _parts_of_composites()},
+    )  # fmt: skip
+    return TracedStep(module, tuple(examples), names)
+
+
+def _recorded(
+    step: Step,
+    examples: Mapping[str, Tensor],
+    batched: Sequence[str],
+    modules: nn.Module,
+    options: Mapping[str, Any],
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """The graph that make_fx records, and the names of its outputs."""
     names: list[str] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
@@ -106,14 +139,30 @@ def trace_step(
     fakes = [_fake(mode, tensor, name in batched) for name, tensor in examples.items()]
     places = Places(modules)
     with explained(places), _quiet(), mode, places:
-        module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+        module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True, **options)(*fakes)
     check_operators(module.graph)
     for index in [list(examples).index(name) for name in batched[:1]]:
         shapes.check(_fixed(fakes[index].shape[0]))
-    with _quiet():
-        module = functional(module)
-    module.graph.eliminate_dead_code()
-    return TracedStep(module, tuple(examples), tuple(names))
+    return module, tuple(names)
+
+
+@cache
+def _parts_of_composites() -> dict[OpOverload, Callable[..., Any]]:
+    """How to take apart what torch composes of other operators and devices do not run as one."""
+    found = {}
+    for name in torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"):
+        library, _, rest = name.partition("::")
+        packet, _, overload = rest.partition(".")
+        full = f"aten.{packet}.{overload or 'default'}"
+        operator_ = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
+        if library == "aten" and isinstance(operator_, OpOverload) and full not in ATEN_OPERATORS:
+            found[operator_] = operator_.decompose
+    return found
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Writes count: those that the schema tells of, and a batch norm's statistics."""
+    return node.is_impure() or str(node.target) in STATISTICS_OPERATORS
 
 
 def decompose(step: TracedStep, table: Mapping[Any, Callable[..., Any]]) -> TracedStep:
