@@ -32,11 +32,13 @@ from torch import Tensor, nn
 from coordinator.compiler import step as steps
 from coordinator.compiler.aten_form import to_json
 from coordinator.compiler.decompositions import table
+from coordinator.compiler.keras_model import as_module
 from coordinator.compiler.losses import Loss, loss_function
 from coordinator.compiler.memory import peak_memory
 from coordinator.compiler.metrics import Metric, metric_functions
 from coordinator.compiler.onnx_graph import OPSET
 from coordinator.compiler.onnx_lowering import lower
+from coordinator.compiler.operations import operations
 from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.parity import check_parity
@@ -48,12 +50,12 @@ from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, 
 from headwater.batch import Array, TensorSignature
 from headwater.errors import CompileError, PlanError
 from headwater.manifest import (
+    BatchCost,
     GraphPort,
     Manifest,
     Member,
     OptimizerSpec,
     ParameterGroup,
-    PeakMemory,
     Slot,
     StepSpec,
 )
@@ -144,7 +146,7 @@ def compile_plan(
     chosen, learning_rate = optimizer_from(optimizer)
     weighted = options.weight is not None
     recipe = Recipe(
-        copied(model), loss_function(loss, loss_settings, weighted=weighted),
+        copied(as_module(model)), loss_function(loss, loss_settings, weighted=weighted),
         metric_functions(metrics), chosen, tuple(signature.name for signature in inputs),
         len(targets), options,
     )  # fmt: skip
@@ -184,6 +186,7 @@ def compile_plan(
         batch_size=batch_size,
         graphs=ports,
         peak_memory_bytes=_peak_memory(lowered["train.onnx"], recipe, batch_size),
+        operations=operations(traces.training, batch_size),
         parity=parity,
         members={
             member: Member(hashlib.sha256(data).hexdigest(), len(data))
@@ -277,7 +280,7 @@ def _hyperparameters(options: StepOptions, learning_rate: float) -> dict[str, fl
     return values if options.proximal is None else {**values, "proximal": options.proximal}
 
 
-def _peak_memory(train: TracedStep, recipe: Recipe, batch_size: int) -> PeakMemory:
+def _peak_memory(train: TracedStep, recipe: Recipe, batch_size: int) -> BatchCost:
     """The step's, and where gradients are accumulated one more copy of them."""
     at_once = recipe.options.micro_batch_size or batch_size
     peak = peak_memory(train, min(batch_size, at_once))

@@ -18,6 +18,8 @@ from coordinator.compiler.metrics import Metric
 from coordinator.compiler.optimizers import Optimizer
 from coordinator.compiler.optimizers.groups import ParameterGroup, parameter_groups
 from coordinator.compiler.options import PLAIN, StepOptions
+from coordinator.compiler.places import defined, part
+from coordinator.compiler.refusals import kept_attributes
 from coordinator.compiler.rewrites import PortableFunctions
 from coordinator.compiler.update import update
 from headwater.errors import CompileError
@@ -106,12 +108,16 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
     inputs = tuple(tensors[name] for name in recipe.input_names)
     targets = [tensors[name] for name in recipe.target_names]
     with PortableFunctions(tensors[SEED], only_random=recipe.eager):
-        output, after = functional_call(_Forward(recipe), state, inputs)
-        loss = checked_loss(recipe.loss(output, *targets))
-        results = {"loss": loss}
+        with kept_attributes(recipe.model):
+            output, after = functional_call(_Forward(recipe), state, inputs)
+        if output is None:
+            raise CompileError("the model's forward returns None: it lacks a return")
+        with part(f"the loss{defined(recipe.loss)}"):
+            results = {"loss": checked_loss(recipe.loss(output, *targets))}
         for name, metric in recipe.metrics.items():
-            value = metric(_detached(output), *targets)
-            results[f"m.{name}"] = _scalar(name, value).to(torch.float32)
+            with part(f"the metric {name!r}{defined(metric)}"):
+                value = _scalar(metric(_detached(output), *targets))
+            results[f"m.{name}"] = value.to(torch.float32)
     return results | _outputs("output", output), after
 
 
@@ -128,6 +134,11 @@ def gradients(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
     leaves = {f"p.{name}": tensors[f"p.{name}"].detach().requires_grad_() for name in names}
     with torch.enable_grad():
         results, buffers = forward(recipe, {**tensors, **leaves})
+        if not results["loss"].requires_grad:
+            raise CompileError(
+                "the loss does not depend on any trainable parameter: look for .detach(), "
+                "torch.no_grad() or .data in the model and the loss"
+            )
         found = torch.autograd.grad(
             results["loss"], list(leaves.values()), allow_unused=True, materialize_grads=True
         )
@@ -183,9 +194,10 @@ def _detached(output: Any) -> Any:
     return output.detach() if isinstance(output, Tensor) else output
 
 
-def _scalar(name: str, value: Any) -> Tensor:
+def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise CompileError(
-            f"the metric {name!r} returned {shape_of(value)}; expected one number, the mean"
+            f"a metric returned {shape_of(value)}; expected one number as a tensor, the mean over "
+            "the batch (.mean())"
         )
     return value

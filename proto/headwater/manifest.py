@@ -101,14 +101,14 @@ class StepSpec:
 
 
 @dataclass(frozen=True)
-class PeakMemory:
-    """An estimate of a training step's memory: `fixed + per_example * batch size` bytes."""
+class BatchCost:
+    """An estimate that grows with the batch: `fixed + per_example * batch size`."""
 
     fixed: int
     per_example: int
 
     def total(self, batch_size: int) -> int:
-        """Bytes for a batch of this size."""
+        """The amount for a batch of this size."""
         return self.fixed + self.per_example * batch_size
 
 
@@ -117,7 +117,8 @@ class Manifest:
     """Everything about a plan but the bytes of its members.
 
     `hyperparameters` holds the default of each value that a job may change without compiling again.
-    `parity` holds the figures that the compiler's gate measured.
+    `operations` counts the floating-point operations of a training step's matrix products and
+    convolutions. `parity` holds the figures that the compiler's gate measured.
     """
 
     name: str
@@ -132,7 +133,8 @@ class Manifest:
     uses_seed: bool
     batch_size: int
     graphs: Mapping[str, GraphPort]
-    peak_memory_bytes: PeakMemory
+    peak_memory_bytes: BatchCost
+    operations: BatchCost
     parity: Mapping[str, float]
     members: Mapping[str, Member]
     step: StepSpec = StepSpec()
@@ -203,7 +205,6 @@ def _check_schema(fields: Any) -> None:
 
 def _manifest(fields: dict[str, Any]) -> Manifest:
     optimizer = fields["optimizer"]
-    peak = fields["peak_memory_bytes"]
     return Manifest(
         name=_name(fields["name"]),
         versions={_name(key): _name(value) for key, value in fields["versions"].items()},
@@ -221,7 +222,8 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
         uses_seed=_typed(fields["uses_seed"], bool),
         batch_size=_positive(fields["batch_size"]),
         graphs={_name(key): _port(value) for key, value in fields["graphs"].items()},
-        peak_memory_bytes=PeakMemory(_natural(peak["fixed"]), _natural(peak["per_example"])),
+        peak_memory_bytes=_cost(fields["peak_memory_bytes"]),
+        operations=_cost(fields["operations"]),
         parity=_numbers(fields["parity"]),
         members={key: _member(value) for key, value in fields["members"].items()},
         step=_step(fields["step"]),
@@ -302,6 +304,10 @@ def _step(item: dict[str, Any]) -> StepSpec:
 
 def _port(item: dict[str, Any]) -> GraphPort:
     return GraphPort(_strings(item["inputs"]), _strings(item["outputs"]))
+
+
+def _cost(item: dict[str, Any]) -> BatchCost:
+    return BatchCost(_natural(item["fixed"]), _natural(item["per_example"]))
 
 
 def _member(item: dict[str, Any]) -> Member:
