@@ -92,6 +92,6 @@ def generated_batch(manifest: Manifest, batch_size: int) -> Batch:
         dtype = np.dtype(signature.dtype)
         if dtype.kind == "f":
             return generator.standard_normal(shape).astype(dtype)
-        return generator.integers(0, signature.maximum or 2, shape).astype(dtype)
+        return generator.integers(0, signature.generated_below, shape).astype(dtype)
 
     return Batch(tuple(map(draw, manifest.inputs)), tuple(map(draw, manifest.targets)))

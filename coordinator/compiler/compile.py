@@ -40,7 +40,12 @@ from coordinator.compiler.onnx_graph import OPSET
 from coordinator.compiler.onnx_lowering import lower
 from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.parity import check_parity
-from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
+from coordinator.compiler.signatures import (
+    bounded_inputs,
+    bounded_targets,
+    check_signatures,
+    random_batch,
+)
 from coordinator.compiler.state import ModelState, model_state
 from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
@@ -115,13 +120,15 @@ def compile_plan(
             graphs do not compute what eager torch does.
     """
     say = progress or (lambda message: None)
+    check_signatures([*inputs, *targets])
     chosen, learning_rate = optimizer_from(optimizer)
     recipe = Recipe(
         copy.deepcopy(model), loss_function(loss), metric_functions(metrics), chosen,
-        len(inputs), len(targets),
+        len(inputs), len(targets), tuple(one.image for one in inputs),
     )  # fmt: skip
     say("tracing the evaluation step and the training step")
     traces, inputs, targets = _traced(recipe, loss, inputs, targets)
+    check_signatures([*inputs, *targets])
     say("lowering to ONNX")
     lowered = {
         member: decompose(traced, table())

@@ -4,8 +4,8 @@ A counter-based generator in the sense of Salmon, Moraes, Dror, Shaw, "Parallel 
 easy as 1, 2, 3", SC 2011: no state, so torch on any device and onnxruntime draw the same mask. The
 mixer is two rounds of multiply and shift in the manner of Wellons, "Hash function prospector",
 2018, with odd multipliers below 2**31 so that every product of 32-bit values fits in a signed
-64-bit integer (onnxruntime has no 32-bit unsigned multiplication). Meant for dropout, not for
-privacy.
+64-bit integer (onnxruntime has no 32-bit unsigned multiplication). Meant for dropout and
+augmentation, not for privacy.
 """
 
 import torch
@@ -24,14 +24,26 @@ def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], probability: floa
     `seed` is an int64 scalar; `site` numbers the places in a model that draw, so that two layers
     with one seed draw apart.
     """
+    return _bits(seed, site, shape) >= round(probability * 2**32)
+
+
+def whole_numbers(seed: Tensor, site: int, shape: tuple[int, ...], count: int) -> Tensor:
+    """An int64 tensor of `shape`, uniform over 0 to `count` - 1, where `count` is below 2**31.
+
+    No number is likelier than another by more than `count / 2**32` of its share.
+    """
+    return _shifted(_bits(seed, site, shape) * count, 32)
+
+
+def _bits(seed: Tensor, site: int, shape: tuple[int, ...]) -> Tensor:
+    """32 random bits for each element, in int64."""
     count = 1
     for size in shape:
         count = count * size
     key = _mix((seed & _MASK) ^ ((site * _SITE_STRIDE) & _MASK))
     key = _mix(key ^ (_shifted(seed, 32) & _MASK))
     counter = torch.arange(count, dtype=torch.int64, device=seed.device)
-    drawn = _mix((((counter & _MASK) * _COUNTER_STRIDE) & _MASK) ^ key)
-    return (drawn >= round(probability * 2**32)).reshape(shape)
+    return _mix((((counter & _MASK) * _COUNTER_STRIDE) & _MASK) ^ key).reshape(shape)
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from coordinator.compiler.images import prepared
 from coordinator.compiler.losses import checked_loss, shape_of
 from coordinator.compiler.metrics import Metric
 from coordinator.compiler.optimizers import Optimizer
 from coordinator.compiler.rewrites import PortableFunctions
 from headwater.errors import CompileError
+from headwater.preparation import Image
 
 LEARNING_RATE = "h.learning_rate"
 SEED = "seed"
@@ -34,6 +36,8 @@ class Recipe:
     optimizer: Optimizer
     input_count: int
     target_count: int
+    images: tuple[Image | None, ...] = ()
+    """How each input is made from uint8 pixels before the model sees it; None for other inputs."""
     eager: bool = False
     """Run torch's own attention and recurrent layers, as the yardstick of the parity gate does."""
 
@@ -76,7 +80,7 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
         for name, value in tensors.items()
         if name[:2] in ("p.", "f.")
     }
-    inputs = tuple(tensors[name] for name in recipe.input_names)
+    inputs = _prepared(recipe, tensors)
     targets = [tensors[name] for name in recipe.target_names]
     with PortableFunctions(tensors[SEED], only_random=recipe.eager):
         output, after = functional_call(_Forward(recipe.model), state, inputs)
@@ -88,6 +92,17 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
     if isinstance(output, Tensor):
         results["output"] = output
     return results, after
+
+
+def _prepared(recipe: Recipe, tensors: Named) -> tuple[Tensor, ...]:
+    """The inputs as the model takes them; images are augmented while it is in training mode."""
+    inputs = [tensors[name] for name in recipe.input_names]
+    dtype = tensors[f"p.{next(iter(recipe.parameters))}"].dtype
+    seed = tensors[SEED] if recipe.model.training else None
+    for index, image in enumerate(recipe.images):
+        if image is not None:
+            inputs[index] = prepared(image, inputs[index], index, dtype, seed)
+    return tuple(inputs)
 
 
 def gradients(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ no spaces, one way to write each value.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite, prod
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from headwater.batch import TensorSignature
 from headwater.errors import PlanError
 from headwater.layout import Layout, Role, TensorSpec
+from headwater.preparation import MAXIMUM_CHARACTERS, Image, Text
 
 T = TypeVar("T")
 
@@ -206,12 +207,36 @@ def _tensor(item: dict[str, Any]) -> TensorSpec:
 
 
 def _signature(item: dict[str, Any]) -> TensorSignature:
-    maximum = item["maximum"]
-    return TensorSignature(
+    signature = TensorSignature(
         _name(item["name"]),
         _shape(item["shape"]),
         _dtype(item["dtype"]),
-        None if maximum is None else _positive(maximum),
+        _optional(item["maximum"], _positive),
+        _optional(item["image"], _image),
+        _optional(item["text"], _text),
+        _strings(item["labels"]),
+    )
+    fault = signature.fault()
+    if fault:
+        raise ValueError(f"{signature.name!r}: {fault:.200}")
+    return signature
+
+
+def _image(item: dict[str, Any]) -> Image:
+    return Image(
+        tuple(map(_number, _typed(item["mean"], list))),
+        tuple(map(_number, _typed(item["standard_deviation"], list))),
+        _optional(item["flip"], _name),
+        _natural(item["crop_padding"]),
+    )
+
+
+def _text(item: dict[str, Any]) -> Text:
+    return Text(
+        _characters(item["characters"]),
+        _optional(item["unknown"], _characters),
+        _optional(item["padding"], _characters),
+        _natural(item["skip"]),
     )
 
 
@@ -233,6 +258,19 @@ def _member(item: dict[str, Any]) -> Member:
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
         raise ValueError(f"{digest[:80]!r} is not a SHA-256 digest")
     return Member(digest, _natural(item["size_bytes"]))
+
+
+def _optional(value: Any, parse: Callable[[Any], T]) -> T | None:
+    return None if value is None else parse(value)
+
+
+def _characters(value: Any) -> str:
+    """Characters of a table: printable or not, but none of half a pair."""
+    text = _typed(value, str)
+    if len(text) > MAXIMUM_CHARACTERS:
+        raise ValueError(f"{len(text)} characters are too many")
+    text.encode()
+    return text
 
 
 def _typed(value: Any, kind: type[T]) -> T:
