@@ -46,7 +46,7 @@ from coordinator.compiler.signatures import (
     check_signatures,
     random_batch,
 )
-from coordinator.compiler.state import ModelState, model_state
+from coordinator.compiler.state import ModelState, model_state, state_names
 from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
 from headwater.batch import Array, TensorSignature
@@ -61,6 +61,7 @@ from headwater.manifest import (
 from headwater.plan import FROZEN, WEIGHTS, write_plan
 from headwater.plan_checks import check_graph
 from headwater.safetensors import write_tensors, write_weights
+from headwater.values import check_outputs, training_outputs
 
 Progress = Callable[[str], None]
 
@@ -147,6 +148,7 @@ def compile_plan(
         batch_size, learning_rate,
     )  # fmt: skip
     members |= _tensor_members(traces.state)
+    aliases, transient = state_names(recipe.model)
     manifest = Manifest(
         name=name,
         versions={
@@ -170,7 +172,10 @@ def compile_plan(
             member: Member(hashlib.sha256(data).hexdigest(), len(data))
             for member, data in sorted(members.items())
         },
+        aliases=aliases,
+        transient=transient,
     )
+    check_outputs(ports["train.onnx"].outputs, training_outputs(manifest), "train.onnx")
     return CompiledPlan(manifest, dict(sorted(members.items())))
 
 

@@ -4,7 +4,7 @@ Names are those of the plan's graphs: `p.` state, `f.` frozen, `o.` optimizer, `
 `x0`.. inputs, `y0`.. targets, `h.learning_rate`, `seed`; `new.` marks the state after the step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,15 +75,16 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
     Buffers are copied first, since models write them in place.
     """
     buffers = {name for name, _ in recipe.model.named_buffers()}
-    state = {
-        f"inner.{name[2:]}": value.clone() if name[2:] in buffers else value
+    values = {
+        name[2:]: value.clone() if name[2:] in buffers else value
         for name, value in tensors.items()
         if name[:2] in ("p.", "f.")
     }
+    state = {f"inner.{place}": values[name] for place, name in _tensor_places(recipe.model)}
     inputs = _prepared(recipe, tensors)
     targets = [tensors[name] for name in recipe.target_names]
     with PortableFunctions(tensors[SEED], only_random=recipe.eager):
-        output, after = functional_call(_Forward(recipe.model), state, inputs)
+        output, after = functional_call(_Forward(recipe.model), state, inputs, tie_weights=False)
         loss = checked_loss(recipe.loss(output, *targets))
         results = {"loss": loss}
         for name, metric in recipe.metrics.items():
@@ -92,6 +93,21 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
     if isinstance(output, Tensor):
         results["output"] = output
     return results, after
+
+
+def _tensor_places(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Where each tensor is, with its name: several places where tensors are tied.
+
+    A module that is registered under two names is one place. torch's own tying would write there
+    twice and then put the first writing back instead of the module's own tensor.
+    """
+    names = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
+    for prefix, module in model.named_modules():
+        for attribute, tensor in (
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ):
+            yield f"{prefix}.{attribute}" if prefix else attribute, names[id(tensor)]
 
 
 def _prepared(recipe: Recipe, tensors: Named) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ no spaces, one way to write each value.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite, prod
 from typing import Any, TypeVar
 
@@ -88,7 +88,9 @@ class Manifest:
     """Everything about a plan but the bytes of its members.
 
     `hyperparameters` holds the default of each value that a job may change without compiling again.
-    `parity` holds the figures that the compiler's gate measured.
+    `parity` holds the figures that the compiler's gate measured. The author's module has a
+    `state_dict` of the plan's tensors, but for those in `transient`, and for `aliases`: further
+    keys of tied tensors, with the plan's name for them.
     """
 
     name: str
@@ -106,6 +108,8 @@ class Manifest:
     peak_memory_bytes: PeakMemory
     parity: Mapping[str, float]
     members: Mapping[str, Member]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    transient: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -179,6 +183,8 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
         peak_memory_bytes=PeakMemory(_natural(peak["fixed"]), _natural(peak["per_example"])),
         parity=_numbers(fields["parity"]),
         members={key: _member(value) for key, value in fields["members"].items()},
+        aliases={_name(key): _name(value) for key, value in fields["aliases"].items()},
+        transient=_strings(fields["transient"]),
         schema=fields["schema"],
     )
 
@@ -191,6 +197,11 @@ def _consistent(manifest: Manifest) -> Manifest:
             raise ValueError(f"slot {slot.value_name!r:.80} has another shape than its tensor")
     if sum(spec.count for spec in manifest.tensors) > MAXIMUM_ELEMENTS:
         raise ValueError(f"the tensors have more than {MAXIMUM_ELEMENTS} elements")
+    names = {spec.name for spec in manifest.tensors}
+    if not names >= {*manifest.aliases.values(), *manifest.transient}:
+        raise ValueError("aliases or transient name a tensor that is not there")
+    if names & set(manifest.aliases):
+        raise ValueError("an alias has the name of a tensor")
     if manifest.layout.trainable_count == 0:
         raise ValueError("no tensor is trainable")
     return manifest
