@@ -1,0 +1,62 @@
+"""A layer as a case of the zoo: the layer, then a linear map to three classes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from headwater.batch import TensorSignature
+from tests.zoo import Case
+
+VECTOR, SEQUENCE, SIGNAL, IMAGE, VOLUME = (6,), (3, 6), (4, 8), (4, 8, 8), (2, 4, 4, 4)
+CLASS = TensorSignature("label", (), "int64", 3)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`build` makes the layer; `shape` is one example's, without the batch."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    maximum: int | None = None
+    settings: dict[str, object] = field(
+        default_factory=lambda: {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+    )
+
+    def case(self) -> Case:
+        """What a plan of this layer needs."""
+        signature = TensorSignature("x", self.shape, self.dtype, self.maximum)
+        return Case(self._model, (signature,), (CLASS,), metrics=(), optimizer=self.settings)
+
+    def _model(self) -> nn.Module:
+        layer = self.build()
+        example = torch.zeros(2, *self.shape, dtype=getattr(torch, self.dtype))
+        with torch.no_grad():
+            width = layer.eval()(example).flatten(1).shape[1]
+        return nn.Sequential(layer.train(), nn.Flatten(), nn.Linear(width, 3))
+
+
+class First(nn.Module):
+    """The first of several results."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, features: Tensor) -> Tensor:
+        found: Tensor = self.inner(features)[0]
+        return found
+
+
+class Function(nn.Module):
+    """A trained scale, then a function: for functions that have no module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], size: int) -> None:
+        super().__init__()
+        self.function = function
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.function(features * self.scale)
