@@ -8,6 +8,8 @@ mixer is two rounds of multiply and shift in the manner of Wellons, "Hash functi
 augmentation, not for privacy.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,13 +20,20 @@ _COUNTER_STRIDE = 0x1E3779B1
 _SITE_STRIDE = 0x3C6EF35F
 
 
+_LIBRARY = torch.library.Library("headwater", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "keep_mask(Tensor seed, int site, SymInt[] shape, float probability) -> Tensor"
+)
+
+
 def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], probability: float) -> Tensor:
     """A boolean tensor of `shape`, true with `1 - probability`.
 
     `seed` is an int64 scalar; `site` numbers the places in a model that draw, so that two layers
-    with one seed draw apart.
+    with one seed draw apart. A trace for torch holds this as one call, any other as arithmetic.
     """
-    return _bits(seed, site, shape) >= round(probability * 2**32)
+    mask: Tensor = KEEP_MASK(seed, site, shape, probability)
+    return mask
 
 
 def whole_numbers(seed: Tensor, site: int, shape: tuple[int, ...], count: int) -> Tensor:
@@ -35,7 +44,11 @@ def whole_numbers(seed: Tensor, site: int, shape: tuple[int, ...], count: int) -
     return _shifted(_bits(seed, site, shape) * count, 32)
 
 
-def _bits(seed: Tensor, site: int, shape: tuple[int, ...]) -> Tensor:
+def _keep_mask(seed: Tensor, site: int, shape: Sequence[int], probability: float) -> Tensor:
+    return _bits(seed, site, shape) >= round(probability * 2**32)
+
+
+def _bits(seed: Tensor, site: int, shape: Sequence[int]) -> Tensor:
     """32 random bits for each element, in int64."""
     count = 1
     for size in shape:
@@ -44,6 +57,10 @@ def _bits(seed: Tensor, site: int, shape: tuple[int, ...]) -> Tensor:
     key = _mix(key ^ (_shifted(seed, 32) & _MASK))
     counter = torch.arange(count, dtype=torch.int64, device=seed.device)
     return _mix((((counter & _MASK) * _COUNTER_STRIDE) & _MASK) ^ key).reshape(shape)
+
+
+_LIBRARY.impl("keep_mask", _keep_mask, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+KEEP_MASK = torch.ops.headwater.keep_mask.default
 
 
 def _mix(value: Tensor) -> Tensor:

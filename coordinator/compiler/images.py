@@ -76,4 +76,5 @@ def _gathered(pixels: Tensor, places: Tensor, dimension: int) -> Tensor:
 
 
 def _by_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+    """[channels, 1, 1], made by operators that the trace for torch keeps as they are."""
+    return torch.cat([like.new_full((1, 1, 1), value) for value in values])

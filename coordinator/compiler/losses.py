@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ LOSS_NAMES = (
 )  # fmt: skip
 
 
-def loss_function(loss: Loss) -> Callable[..., Tensor]:
-    """`(output, *targets) -> scalar`.
+def loss_function(loss: Loss, *, weighted: bool = False) -> Callable[..., Tensor]:
+    """`(output, *targets) -> scalar`, or with `weighted` `(output, *targets, weight) -> scalar`.
 
     `cross_entropy` and `nll_loss` also take outputs [batch, time, class] with targets
-    [batch, time], as language models give them, beside torch's own [batch, class, time].
+    [batch, time], as language models give them, beside torch's own [batch, class, time]. A weighted
+    loss of a known name is `weighted_mean` of the examples' own losses.
 
     Raises:
         CompileError: not a known name.
@@ -39,11 +41,31 @@ def loss_function(loss: Loss) -> Callable[..., Tensor]:
             "(output, target) -> scalar tensor of your own as 'module:function'"
         )
     function: Callable[..., Tensor] = getattr(F, loss)
+    if weighted:
+        function = partial(function, reduction="none")
+    fitted = _fitted(loss, function)
+    if not weighted:
+        return fitted
+    return lambda output, target, weight: weighted_mean(fitted(output, target), weight)
+
+
+def _fitted(loss: str, function: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """The function with outputs and targets that were held against one another."""
     if loss in CLASSIFICATION:
         return lambda output, target: function(*classes_second(output, target))
     if "reduction" in inspect.signature(function).parameters:
         return lambda output, target: function(output, _same_shape(output, target))
     return function
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """`sum(w * v) / sum(w)`, where `v` is each example's mean over its own values.
+
+    `weight` is [batch]; the first dimension of `values` is the batch, or the batch and the places
+    of a sequence in one.
+    """
+    examples = values.reshape(weight.shape[0], -1).mean(1)
+    return (weight * examples).sum() / weight.sum()
 
 
 def class_dimension(output: Any, target: Tensor) -> int:

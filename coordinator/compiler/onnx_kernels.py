@@ -1,10 +1,12 @@
 """Matrix products, convolutions and pooling in ONNX."""
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import fx
 
+from coordinator.compiler.convolution_gradients import spread
 from coordinator.compiler.onnx_lowering import Context, Result, Value, translates
 
 aten = torch.ops.aten
@@ -73,8 +75,7 @@ def _convolved(
 ) -> Result:  # fmt: skip
     count = weight.rank - 2
     stride, padding, dilation, output_padding = (
-        list(v) * count if len(v) == 1 else list(v)
-        for v in (stride, padding, dilation, output_padding)
+        spread(v, count) for v in (stride, padding, dilation, output_padding)
     )
     attributes: dict[str, Any] = {
         "strides": stride, "pads": padding + padding, "dilations": dilation, "group": groups,
@@ -86,11 +87,30 @@ def _convolved(
     return context.op("ConvTranspose", *operands, output_padding=output_padding, **attributes)
 
 
-def _window(kernel: list[int], stride: list[int], *others: list[int]) -> list[list[int]]:
-    return [list(v) * 2 if len(v) == 1 else list(v) for v in (kernel, stride or kernel, *others)]
+def _window(
+    value: Value, kernel: list[int], stride: list[int], *others: list[int]
+) -> list[list[int]]:
+    count = value.rank - 2
+    return [spread(v, count) for v in (kernel, stride or kernel, *others)]
 
 
-@translates("max_pool2d_with_indices.default")
+def _ends(
+    value: Value, pooled: torch.Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int],
+) -> list[int]:  # fmt: skip
+    """Padding after the end that gives torch's output size, with ceil mode as without.
+
+    (onnxruntime's own ceil mode may start a window behind the input; it is used only where the
+    padding would be larger than it allows, which takes dilation.)
+    """
+    axes = zip(value.shape[2:], pooled.shape[2:], kernel, stride, padding, dilation, strict=True)
+    return [
+        max((count - 1) * step + reach * (width - 1) + 1 - size - before, 0)
+        for size, count, width, step, before, reach in axes
+    ]
+
+
+@translates("max_pool2d_with_indices.default", "max_pool3d_with_indices.default")
 def _max_pooled(
     context: Context, features: Value, kernel: list[int], stride: list[int], padding: list[int],
     dilation: list[int], ceil_mode: bool,
@@ -99,12 +119,15 @@ def _max_pooled(
 
     The latter are what the backward pass needs; the former are made only for others.
     """
-    kernel, stride, padding, dilation = _window(kernel, stride, padding, dilation)
+    kernel, stride, padding, dilation = _window(features, kernel, stride, padding, dilation)
+    ends = _ends(features, context.result, kernel, stride, padding, dilation)
+    exact = all(end < width for end, width in zip(ends, kernel, strict=True))
     pooled, flat = context.ops(
-        "MaxPool", 2, features.name, kernel_shape=kernel, strides=stride, pads=padding + padding,
-        dilations=dilation, ceil_mode=int(ceil_mode),
+        "MaxPool", 2, features.name, kernel_shape=kernel, strides=stride,
+        pads=padding + (ends if exact else padding), dilations=dilation,
+        ceil_mode=int(not exact),
     )  # fmt: skip
-    plane = int(features.shape[-2]) * int(features.shape[-1])
+    plane = prod(int(size) for size in features.shape[2:])
     indices = [user for user in context.node.users if user.args[1] == 1]
     read = any(_read_beside_backward(item) for item in indices)
     within = context.op("Mod", flat, context.scalar(plane, torch.int64)) if read else flat
@@ -118,21 +141,26 @@ def _read_beside_backward(indices: fx.Node) -> bool:
         if user.target in (aten.detach.default, aten.alias.default):
             if _read_beside_backward(user):
                 return True
-        elif user.target is not aten.max_pool2d_with_indices_backward.default:
+        elif user.target not in _MAX_POOL_BACKWARD:
             return True
     return False
 
 
-@translates("max_pool2d_with_indices_backward.default")
+_MAX_POOL_BACKWARD = (
+    aten.max_pool2d_with_indices_backward.default, aten.max_pool3d_with_indices_backward.default,
+)  # fmt: skip
+
+
+@translates("max_pool2d_with_indices_backward.default", "max_pool3d_with_indices_backward.default")
 def _max_pool_backward(
     context: Context, gradient: Value, features: Value, kernel: list[int], stride: list[int],
     padding: list[int], dilation: list[int], ceil_mode: bool, indices: Value,
 ) -> Result:  # fmt: skip
     """Gradients go where the maxima were: unpooled where windows are disjoint, else added up."""
-    kernel, stride, padding, dilation = _window(kernel, stride, padding, dilation)
+    kernel, stride, padding, dilation = _window(features, kernel, stride, padding, dilation)
     flat = context.flat_indices[indices.name]
     shape = context.op("Shape", features.name)
-    if stride == kernel and padding == [0, 0] and dilation == [1, 1] and not ceil_mode:
+    if stride == kernel and not any(padding) and set(dilation) == {1} and not ceil_mode:
         return context.op(
             "MaxUnpool", gradient.name, flat, shape, kernel_shape=kernel, strides=stride
         )
@@ -146,24 +174,22 @@ def _max_pool_backward(
     return context.op("Reshape", added, shape)
 
 
-@translates("avg_pool2d.default")
+@translates("avg_pool2d.default", "avg_pool3d.default")
 def _average_pooled(
     context: Context, features: Value, kernel: list[int], stride: list[int], padding: list[int],
     ceil_mode: bool, count_include_pad: bool, divisor: int | None,
 ) -> Result:  # fmt: skip
-    kernel, stride, padding = _window(kernel, stride, padding)
-    if divisor is not None:
-        raise context.unsupported("divisor_override is not supported")
+    """Full windows only: `pooling_forms` takes the others apart."""
+    kernel, stride, padding = _window(features, kernel, stride, padding)
     return context.op(
         "AveragePool", features.name, kernel_shape=kernel, strides=stride, pads=padding + padding,
-        ceil_mode=int(ceil_mode), count_include_pad=int(count_include_pad),
+        count_include_pad=int(count_include_pad),
     )  # fmt: skip
 
 
-@translates("_adaptive_avg_pool2d.default")
+@translates("_adaptive_avg_pool2d.default", "_adaptive_avg_pool3d.default")
 def _adaptively_pooled(context: Context, features: Value, size: list[int]) -> Result:
-    height, width = (int(v) for v in features.shape[-2:])
-    if height % size[0] or width % size[1]:
-        raise context.unsupported("windows of unequal size are not supported")
-    kernel = [height // size[0], width // size[1]]
+    """Equal windows only: `pooling_forms` takes the others apart."""
+    sizes = [int(v) for v in features.shape[-len(size) :]]
+    kernel = [old // new for old, new in zip(sizes, size, strict=True)]
     return context.op("AveragePool", features.name, kernel_shape=kernel, strides=kernel)

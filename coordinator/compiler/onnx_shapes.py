@@ -17,6 +17,15 @@ def _same(context: Context, value: Value, *_: Any) -> Result:
     return value.name
 
 
+@translates("copy.default")
+def _copied(context: Context, value: Value, source: Value, *_: Any) -> Result:
+    """The source in the shape and dtype of what it overwrites."""
+    name = context.operand(source, value.dtype)
+    if source.shape == value.shape:
+        return name
+    return context.op("Expand", name, context.op("Shape", value.name))
+
+
 @translates("view.default", "reshape.default", "_unsafe_view.default")
 def _reshaped(context: Context, value: Value, shape: list[Any]) -> Result:
     return context.op("Reshape", value.name, context.sizes(shape, infer=True))
@@ -99,6 +108,8 @@ def _slice_replaced(
     """What lies before, the source, what lies after."""
     axis = dimension % value.rank
     size = value.shape[axis]
+    if start in (0, None) and end in (_END, None) and step == 1:
+        return context.operand(source, value.dtype)  # as in x[:, 0] with an open batch
     if not all(isinstance(v, int | None) for v in (size, start, end)):
         raise context.unsupported("assigning to a slice of the batch is not supported")
     if step != 1:

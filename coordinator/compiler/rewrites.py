@@ -10,10 +10,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from coordinator.compiler.counter_random import keep_mask
+from coordinator.compiler.layer_forms import (
+    batch_norm_forward,
+    local_response_norm,
+    same_convolution,
+)
+from coordinator.compiler.recurrent_functions import RecurrentFunctions
 from headwater.errors import CompileError
 
 _ATTENTION = F.scaled_dot_product_attention
@@ -23,7 +30,9 @@ _DROPOUTS = {
     F.feature_alpha_dropout: None,
 }  # fmt: skip
 """Whether whole channels are dropped; None for forms that are not supported."""
-_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_BATCH_NORMS = (_BatchNorm, nn.SyncBatchNorm)
+"""Without a process group the latter is the former."""
 
 MASKED_SCORE = -1e30
 """Added to attention scores that must not count; unlike minus infinity it makes no NaN."""
@@ -41,10 +50,17 @@ class PortableFunctions(TorchFunctionMode):
         self.seed = seed
         self.only_random = only_random
         self.sites = 0
+        self._replaced: list[tuple[type[nn.Module], Callable[..., Any]]] = []
+        self.recurrences = RecurrentFunctions(self._dropout, native=only_random)
 
     def __enter__(self) -> "PortableFunctions":
         # F.multi_head_attention_forward runs outside of the mode: reach its attention by name
         F.scaled_dot_product_attention = self._attention
+        if not self.only_random:
+            self._replaced = [(kind, kind.forward) for kind in _BATCH_NORMS]
+            for kind in _BATCH_NORMS:
+                kind.forward = batch_norm_forward  # type: ignore[assignment]
+        self.recurrences.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -55,6 +71,9 @@ class PortableFunctions(TorchFunctionMode):
         trace: TracebackType | None,
     ) -> None:
         F.scaled_dot_product_attention = _ATTENTION
+        for replaced, forward in self._replaced:
+            replaced.forward = forward
+        self.recurrences.__exit__()
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
@@ -68,11 +87,12 @@ class PortableFunctions(TorchFunctionMode):
             return self._attention(*args, **kwargs)
         if func is F.pad and not self.only_random:
             return _padded(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name in _CELLS and len(args) == 9:
-            draws = args[5] and args[6]
-            if draws or not self.only_random:
-                return self._recurrent(name, *args)
+        if func in _CONVOLUTIONS and not self.only_random:
+            return same_convolution(func, _padded, *args, **kwargs)
+        if func is F.local_response_norm and not self.only_random:
+            return local_response_norm(*args, **kwargs)
+        if self.recurrences.takes(func, args):
+            return self.recurrences.call(func, args)
         return func(*args, **kwargs)
 
     def _diverted_dropout(
@@ -138,43 +158,6 @@ class PortableFunctions(TorchFunctionMode):
             scores = scores + (_scores_where_not(attn_mask, scores) if masked else attn_mask)
         return self._dropout(torch.softmax(scores, -1), dropout_p) @ value
 
-    def _recurrent(
-        self,
-        kind: str,
-        inputs: Tensor,
-        states: Any,
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        layers: int,
-        dropout: float,
-        training: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, ...]:
-        """Layers unrolled over time, with one input projection for all the steps."""
-        directions = 2 if bidirectional else 1
-        per_run = len(weights) // (layers * directions)
-        if per_run != (4 if has_biases else 2):
-            raise CompileError(f"{kind} with projections (proj_size) is not supported")
-        sequence = inputs.transpose(0, 1) if batch_first else inputs
-        pair = states if kind == "lstm" else (states,)
-        finals: list[tuple[Tensor, ...]] = []
-        for layer in range(layers):
-            outputs = []
-            for direction in range(directions):
-                run = layer * directions + direction
-                steps, final = _unrolled(
-                    kind, sequence, tuple(state[run] for state in pair),
-                    weights[run * per_run : (run + 1) * per_run], direction == 1,
-                )  # fmt: skip
-                outputs.append(steps)
-                finals.append(final)
-            sequence = torch.cat(outputs, -1) if directions == 2 else outputs[0]
-            if dropout and training and layer < layers - 1:
-                sequence = self._dropout(sequence, dropout)
-        output = sequence.transpose(0, 1) if batch_first else sequence
-        return (output, *(torch.stack(list(state)) for state in zip(*finals, strict=True)))
-
 
 def _padded(
     input: Tensor,  # noqa: A002 - torch's name
@@ -220,40 +203,3 @@ def _positions(size: int, low: int, high: int, mode: str) -> list[int]:
 def _scores_where_not(allowed: Tensor, scores: Tensor) -> Tensor:
     """0 where attention is allowed and a large negative score elsewhere; added, not selected."""
     return (~allowed).to(scores.dtype) * MASKED_SCORE
-
-
-def _unrolled(
-    kind: str,
-    sequence: Tensor,
-    state: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
-    backwards: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    input_weight, hidden_weight, *biases = weights
-    input_bias, hidden_bias = biases or (None, None)
-    projected = F.linear(sequence, input_weight, input_bias).unbind(0)
-    count = len(projected)
-    steps: list[Tensor] = [sequence] * count
-    for time in reversed(range(count)) if backwards else range(count):
-        recurrent = F.linear(state[0], hidden_weight, hidden_bias)
-        state = _cell(kind, projected[time], recurrent, state)
-        steps[time] = state[0]
-    return torch.stack(steps), state
-
-
-def _cell(
-    kind: str, projected: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """One time step, in the gate order of torch.nn.LSTM, GRU and RNN."""
-    if kind == "lstm":
-        entry, forget, candidate, output = (projected + recurrent).chunk(4, -1)
-        memory = forget.sigmoid() * state[1] + entry.sigmoid() * candidate.tanh()
-        return output.sigmoid() * memory.tanh(), memory
-    if kind == "gru":
-        width = recurrent.shape[-1] // 3
-        gates = (projected[..., : 2 * width] + recurrent[..., : 2 * width]).sigmoid()
-        reset, update = gates.chunk(2, -1)
-        candidate = (projected[..., 2 * width :] + reset * recurrent[..., 2 * width :]).tanh()
-        return (candidate + update * (state[0] - candidate),)
-    total = projected + recurrent
-    return (total.tanh() if kind == "rnn_tanh" else total.relu(),)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from coordinator.compiler.losses import CLASSIFICATION, Loss, class_dimension
 from coordinator.compiler.trace import TracedStep
-from headwater.batch import Array, Batch, TensorSignature
+from headwater.batch import Array, Batch, TensorSignature, batch_of
 from headwater.errors import CompileError
 
 DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -34,16 +34,20 @@ def random_batch(
     inputs: Sequence[TensorSignature], targets: Sequence[TensorSignature], size: int, seed: int
 ) -> Batch:
     """Values that the signatures allow: normal floats, uniform integers below the maximum, bytes
-    of images."""
+    of images. The examples' weights lie between 0.5 and 1.5.
+    """
     draw = np.random.default_rng(seed)
-    return Batch(
-        tuple(_drawn(signature, size, draw) for signature in inputs),
-        tuple(_drawn(signature, size, draw) for signature in targets),
+    return batch_of(
+        [_drawn(signature, size, draw) for signature in inputs],
+        [_drawn(signature, size, draw) for signature in targets],
+        targets,
     )
 
 
 def _drawn(signature: TensorSignature, size: int, draw: np.random.Generator) -> Array:
     shape = (size, *signature.shape)
+    if signature.is_weight:
+        return draw.random(shape, np.float32) + np.float32(0.5)
     if signature.dtype == "float32":
         return draw.standard_normal(shape, np.float32)
     high = 2 if signature.dtype == "bool" else signature.generated_below

@@ -11,7 +11,7 @@ from headwater.preparation import FLIPS
 from headwater.preparation import Image as ImagePreparation
 from headwater.preparation import Text as TextPreparation
 
-_NAME = Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and underscores, no digit first")
+TENSOR_NAME = Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and underscores, no digit first")
 _CHARACTER = Pattern(r"(?s).", "one character")
 _CHARACTERS = Pattern(r"(?s).+", "at least one character")
 
@@ -92,7 +92,7 @@ class Tensor:
     name: str | None = key(
         "The name that data sources know it by.",
         value=None,
-        pattern=_NAME,
+        pattern=TENSOR_NAME,
         default="`x` and `y`; `x0`, `x1`, … and `y0`, `y1`, … where there are several",
     )
     maximum: int | None = key(

@@ -1,4 +1,7 @@
-"""Which device torch trains on."""
+"""Which device torch trains on, and whether it can compile for it."""
+
+import os
+import shutil
 
 import torch
 
@@ -23,3 +26,17 @@ def torch_device(name: str) -> torch.device:
             f"{torch.cuda.device_count()} GPUs as cuda:0, cuda:1, ..."
         ) from error
     return device
+
+
+def check_compiler() -> None:
+    """Refuse torch.compile where it would fail at the first step.
+
+    Raises:
+        UsageError: there is no C++ compiler.
+    """
+    names = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
+    if not any(shutil.which(name) for name in names):
+        raise UsageError(
+            f"--compile needs a C++ compiler, and there is none ({', '.join(names)}): install one, "
+            "or leave --compile out"
+        )

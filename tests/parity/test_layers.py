@@ -13,7 +13,11 @@ from tests.parity.layers import LAYERS, REFUSED
 from tests.parity.steps import BACKENDS, assert_trains_like_torch
 from tests.plans import compile_case, opened
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning"),
+]
 
 
 @cache

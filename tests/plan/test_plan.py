@@ -127,7 +127,7 @@ TEXT = {"characters": "ab\n", "unknown": "a", "padding": None, "skip": 0}
 def prepared(**changed: object) -> dict[str, object]:
     """A signature of the manifest, as JSON."""
     plain = {"name": "x", "shape": [3, 4, 4], "dtype": "uint8", "maximum": None}
-    return {**plain, "image": None, "text": None, "labels": [], **changed}
+    return {**plain, "image": None, "text": None, "labels": [], "is_weight": False, **changed}
 
 
 def test_preparation_is_read_back_as_it_was_written(plan_file: Path) -> None:

@@ -155,7 +155,9 @@ class NodeView(_message.Message):
     op_type: _builtins.str
     domain: _builtins.str
     @_builtins.property
-    def input(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def input(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of values."""
+
     @_builtins.property
     def output(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -179,11 +181,12 @@ Global___NodeView: _TypeAlias = NodeView  # noqa: Y015
 
 @_typing.final
 class AttributeView(_message.Message):
-    """One setting of a call (AttributeProto); only what can hold tensors or graphs."""
+    """One setting of a call (AttributeProto); only what can hold tensors or graphs, and an integer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    I_FIELD_NUMBER: _builtins.int
     T_FIELD_NUMBER: _builtins.int
     G_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
@@ -191,6 +194,7 @@ class AttributeView(_message.Message):
     SPARSE_TENSOR_FIELD_NUMBER: _builtins.int
     SPARSE_TENSORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    i: _builtins.int
     @_builtins.property
     def t(self) -> Global___TensorView: ...
     @_builtins.property
@@ -209,6 +213,7 @@ class AttributeView(_message.Message):
         self,
         *,
         name: _builtins.str = ...,
+        i: _builtins.int = ...,
         t: Global___TensorView | None = ...,
         g: Global___GraphView | None = ...,
         tensors: _abc.Iterable[Global___TensorView] | None = ...,
@@ -218,7 +223,7 @@ class AttributeView(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "sparse_tensor", b"sparse_tensor", "t", b"t"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "graphs", b"graphs", "name", b"name", "sparse_tensor", b"sparse_tensor", "sparse_tensors", b"sparse_tensors", "t", b"t", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "graphs", b"graphs", "i", b"i", "name", b"name", "sparse_tensor", b"sparse_tensor", "sparse_tensors", b"sparse_tensors", "t", b"t", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

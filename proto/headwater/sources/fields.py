@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.batch import Array, Batch, TensorSignature
+from headwater.batch import Array, Batch, TensorSignature, batch_of
 from headwater.errors import DataError
 from headwater.preparation import CHANNELS
 from headwater.sources.text import character_numbers, class_numbers, is_text
@@ -240,7 +240,8 @@ class Fields:
         """Finish a chunk of compact arrays."""
         finished = [field.finish(part) for field, part in zip(self.every, chunk, strict=True)]
         count = len(self.inputs)
-        return Batch(tuple(finished[:count]), tuple(finished[count:]))
+        signatures = [field.signature for field in self.targets]
+        return batch_of(finished[:count], finished[count:], signatures)
 
 
 def example_bytes(chunk: Chunk) -> int:
