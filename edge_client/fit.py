@@ -137,6 +137,6 @@ def generated_batch(manifest: Manifest, batch_size: int) -> Batch:
         if dtype.kind == "f":
             values = generator.standard_normal(shape).astype(dtype)
             return np.abs(values) if signature.is_weight else values
-        return generator.integers(0, signature.maximum or 2, shape).astype(dtype)
+        return generator.integers(0, signature.generated_below, shape).astype(dtype)
 
     return batch_of(map(draw, manifest.inputs), map(draw, manifest.targets), manifest.targets)

@@ -42,8 +42,13 @@ from coordinator.compiler.operations import operations
 from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.parity import check_parity
-from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
-from coordinator.compiler.state import ModelState, copied, model_state
+from coordinator.compiler.signatures import (
+    bounded_inputs,
+    bounded_targets,
+    check_signatures,
+    random_batch,
+)
+from coordinator.compiler.state import ModelState, copied, model_state, state_names
 from coordinator.compiler.step import SEED, Recipe
 from coordinator.compiler.torch_form import trace_apply, trace_forwards
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
@@ -62,7 +67,7 @@ from headwater.manifest import (
 from headwater.plan import FROZEN, WEIGHTS, write_plan
 from headwater.plan_checks import check_graph
 from headwater.safetensors import write_tensors, write_weights
-from headwater.values import batch_values
+from headwater.values import batch_values, check_outputs, training_outputs
 
 Progress = Callable[[str], None]
 
@@ -143,17 +148,20 @@ def compile_plan(
             graphs do not compute what eager torch does.
     """
     say = progress or (lambda message: None)
+    check_signatures([*inputs, *targets])
     chosen, learning_rate = optimizer_from(optimizer)
     weighted = options.weight is not None
     recipe = Recipe(
         copied(as_module(model)), loss_function(loss, loss_settings, weighted=weighted),
         metric_functions(metrics), chosen, tuple(signature.name for signature in inputs),
         len(targets), options,
+        tuple(signature.image for signature in inputs),
     )  # fmt: skip
     if options.weight is not None:
         targets = [*targets, TensorSignature(options.weight, (), "float32", is_weight=True)]
     say("tracing the evaluation step and the training step")
     traces, inputs, targets = _traced(recipe, loss, inputs, targets)
+    check_signatures([*inputs, *targets])
     say("lowering to ONNX")
     lowered = _lowered(traces)
     members = {member: _onnx(traced, member) for member, traced in lowered.items()}
@@ -168,6 +176,7 @@ def compile_plan(
         batch_size, hyperparameters,
     )  # fmt: skip
     members |= _tensor_members(traces.state)
+    aliases, transient = state_names(recipe.model)
     manifest = Manifest(
         name=name,
         versions={
@@ -192,10 +201,13 @@ def compile_plan(
             member: Member(hashlib.sha256(data).hexdigest(), len(data))
             for member, data in sorted(members.items())
         },
+        aliases=aliases,
+        transient=transient,
         step=StepSpec(
             options.clip_norm, options.clip_value, options.micro_batch_size, options.corrections
         ),
     )
+    check_outputs(ports["train.onnx"].outputs, training_outputs(manifest), "train.onnx")
     return CompiledPlan(manifest, dict(sorted(members.items())))
 
 

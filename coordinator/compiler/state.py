@@ -136,6 +136,20 @@ def model_state(recipe: Recipe) -> ModelState:
     return ModelState(values, roles, frozenset(_variances(recipe.model)))
 
 
+def state_names(model: nn.Module) -> tuple[dict[str, str], tuple[str, ...]]:
+    """How the keys of the model's `state_dict` differ from the names of its tensors.
+
+    Further keys of tied tensors with the name that they go by, and names that it does not have
+    (buffers that are not persistent), sorted.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    names = {id(tensor): name for name, tensor in tensors}
+    stored = model.state_dict(keep_vars=True)
+    known = {key: names[id(value)] for key, value in stored.items() if id(value) in names}
+    aliases = {key: name for key, name in known.items() if key != name}
+    return aliases, tuple(sorted(set(names.values()) - set(stored)))
+
+
 def _check_parameter(name: str, parameter: Tensor) -> None:
     _check_values("parameter", name, parameter)
     if parameter.dtype != torch.float32:

@@ -5,7 +5,7 @@ Names are those of the plan's graphs: `p.` state, `f.` frozen, `o.` optimizer, `
 the round's start, `c.` corrections, `seed`; `new.` marks the state after the step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from coordinator.compiler.images import prepared
 from coordinator.compiler.losses import checked_loss, shape_of
 from coordinator.compiler.metrics import Metric
 from coordinator.compiler.optimizers import Optimizer
@@ -23,6 +24,7 @@ from coordinator.compiler.refusals import kept_attributes
 from coordinator.compiler.rewrites import PortableFunctions
 from coordinator.compiler.update import update
 from headwater.errors import CompileError
+from headwater.preparation import Image
 
 SEED = "seed"
 WEIGHT = "w"
@@ -41,6 +43,8 @@ class Recipe:
     inputs: tuple[str, ...]
     target_count: int
     options: StepOptions = PLAIN
+    images: tuple[Image | None, ...] = ()
+    """How each input is made from uint8 pixels before the model sees it; None for other inputs."""
     eager: bool = False
     """Run torch's own attention and recurrent layers: for torch, and as the gate's yardstick."""
 
@@ -100,16 +104,17 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
     models write them in place.
     """
     buffers = {name for name, _ in recipe.model.named_buffers()}
-    state = {
-        f"inner.{name[2:]}": value.clone() if name[2:] in buffers else value
+    values = {
+        name[2:]: value.clone() if name[2:] in buffers else value
         for name, value in tensors.items()
         if name[:2] in ("p.", "f.")
     }
-    inputs = tuple(tensors[name] for name in recipe.input_names)
+    state = {f"inner.{place}": values[name] for place, name in _tensor_places(recipe.model)}
+    inputs = _prepared(recipe, tensors)
     targets = [tensors[name] for name in recipe.target_names]
     with PortableFunctions(tensors[SEED], only_random=recipe.eager):
         with kept_attributes(recipe.model):
-            output, after = functional_call(_Forward(recipe), state, inputs)
+            output, after = functional_call(_Forward(recipe), state, inputs, tie_weights=False)
         if output is None:
             raise CompileError("the model's forward returns None: it lacks a return")
         with part(f"the loss{defined(recipe.loss)}"):
@@ -126,6 +131,32 @@ def differentiable(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
     results, buffers = forward(recipe, tensors)
     outputs = {f"new.p.{name}": value.detach() for name, value in buffers.items()}
     return outputs | {n: value for n, value in results.items() if not is_output(n)}
+
+
+def _tensor_places(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Where each tensor is, with its name: several places where tensors are tied.
+
+    A module that is registered under two names is one place. torch's own tying would write there
+    twice and then put the first writing back instead of the module's own tensor.
+    """
+    names = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
+    for prefix, module in model.named_modules():
+        for attribute, tensor in (
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ):
+            yield f"{prefix}.{attribute}" if prefix else attribute, names[id(tensor)]
+
+
+def _prepared(recipe: Recipe, tensors: Named) -> tuple[Tensor, ...]:
+    """The inputs as the model takes them; images are augmented while it is in training mode."""
+    inputs = [tensors[name] for name in recipe.input_names]
+    dtype = tensors[f"p.{next(iter(recipe.parameters))}"].dtype
+    seed = tensors[SEED] if recipe.model.training else None
+    for index, image in enumerate(recipe.images):
+        if image is not None:
+            inputs[index] = prepared(image, inputs[index], index, dtype, seed)
+    return tuple(inputs)
 
 
 def gradients(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:

@@ -57,6 +57,38 @@ def small_image_model() -> nn.Module:
     )  # fmt: skip
 
 
+class Twice(nn.Module):
+    """A module and a buffer that are each registered under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(20, 20)
+        self.second = self.first
+        self.register_buffer("mean", torch.zeros(20))
+        self.first.register_buffer("average", self.mean)
+        self.last = nn.Linear(20, 5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            self.mean.mul_(0.9).add_(features.mean(0).detach(), alpha=0.1)
+        hidden = self.second(torch.tanh(self.first(features - self.first.average)))
+        return self.last(torch.tanh(hidden))
+
+
+def test_a_module_and_a_buffer_under_two_names_are_one() -> None:
+    """torch ties by writing to each name; a module with two names kept what was traced."""
+    torch.manual_seed(0)
+    plan = compile_features(Twice())
+    assert {spec.name for spec in plan.manifest.tensors} == {
+        "first.weight", "first.bias", "last.weight", "last.bias", "mean",
+    }  # fmt: skip
+    assert "new.p.first.weight" in plan.manifest.graphs["train.onnx"].outputs
+    assert plan.manifest.aliases == {
+        "second.weight": "first.weight", "second.bias": "first.bias",
+        "first.average": "mean", "second.average": "mean",
+    }  # fmt: skip
+
+
 def test_compiling_twice_gives_the_same_bytes() -> None:
     one, two = (
         compile_case(ZOO["resnet"], "twice", model=small_image_model(), batch_size=3)
