@@ -76,6 +76,7 @@ def _compiled(
             name=spec.name,
             batch_size=spec.train.batch_size,
             seed=spec.seed,
+            loss_settings=spec.model.loss_settings.given,
             options=step_options(spec),
             progress=progress,
         )

@@ -16,7 +16,6 @@ evaluation and prediction. For torch the forward pass is traced again, with torc
 Before anything is returned the parity gate compares what the graphs compute with eager torch.
 """
 
-import copy
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +46,7 @@ from coordinator.compiler.signatures import (
     check_signatures,
     random_batch,
 )
-from coordinator.compiler.state import ModelState, model_state, state_names
+from coordinator.compiler.state import ModelState, copied, model_state, state_names
 from coordinator.compiler.step import SEED, Recipe
 from coordinator.compiler.torch_form import trace_apply, trace_forwards
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
@@ -132,6 +131,7 @@ def compile_plan(
     batch_size: int,
     seed: int,
     options: StepOptions = PLAIN,
+    loss_settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPlan:
     """Compile a training step; the model is copied and keeps its state.
@@ -150,9 +150,9 @@ def compile_plan(
     chosen, learning_rate = optimizer_from(optimizer)
     weighted = options.weight is not None
     recipe = Recipe(
-        copy.deepcopy(model), loss_function(loss, weighted=weighted), metric_functions(metrics),
-        chosen, tuple(signature.name for signature in inputs), len(targets), options,
-        tuple(signature.image for signature in inputs),
+        copied(model), loss_function(loss, loss_settings, weighted=weighted),
+        metric_functions(metrics), chosen, tuple(signature.name for signature in inputs),
+        len(targets), options, tuple(signature.image for signature in inputs),
     )  # fmt: skip
     if options.weight is not None:
         targets = [*targets, TensorSignature(options.weight, (), "float32", is_weight=True)]

@@ -141,6 +141,7 @@ def lower(step: TracedStep, name: str) -> onnx.ModelProto:
         CompileError: an operator without a translation, or a form of one.
     """
     from coordinator.compiler import (  # noqa: F401 - each registers its translations
+        onnx_indexing,
         onnx_kernels,
         onnx_operators,
         onnx_recurrence,

@@ -87,7 +87,8 @@ class RecurrentFunctions:
         *settings, batch_first = others
         call = _parsed(function, inputs.transpose(0, 1) if batch_first else inputs, *settings)
         if self._native and not call.dropout:
-            return tuple(function(inputs, *others))
+            # devices take a call only with a dropout of zero, also where it would not apply
+            return tuple(function(inputs, *others[:4], 0.0, *others[5:]))
         layer = native_layer(function) if self._native else portable_layer
         output, *finals = stacked(call, layer, self._drop)
         return (output.transpose(0, 1) if batch_first else output, *finals)

@@ -96,7 +96,8 @@ def bounded_targets(
     Raises:
         CompileError: the stated maximum is another number.
     """
-    if not (isinstance(loss, str) and loss in CLASSIFICATION) or not targets:
+    by_class = isinstance(loss, str) and loss in CLASSIFICATION
+    if not by_class or not targets or targets[0].dtype == "float32":
         return tuple(targets)
     output: Tensor = evaluation.results["output"].meta["val"]
     nodes = dict(zip(evaluation.inputs, evaluation.placeholders, strict=True))

@@ -63,6 +63,58 @@ def _metrics_fault(metrics: tuple[str, ...]) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Arguments of a named loss. They mean what they mean in torch; each loss has some of them."""
+
+    label_smoothing: float | None = key(
+        "For cross_entropy: the share spread over all classes.",
+        value=None,
+        minimum=0,
+        maximum=1,
+        default="0",
+    )
+    ignore_index: int | None = key(
+        "For cross_entropy and nll_loss: targets that do not count.", value=None, default="-100"
+    )
+    weight: tuple[float, ...] = key(
+        "A weight for each class.", value=(), minimum=0, default="all 1"
+    )
+    pos_weight: tuple[float, ...] = key(
+        "For binary_cross_entropy_with_logits: how much positive targets count.",
+        value=(),
+        minimum=0,
+        default="all 1",
+    )
+    beta: float | None = key(
+        "For smooth_l1_loss: where the square ends.", value=None, above=0, default="1"
+    )
+    delta: float | None = key(
+        "For huber_loss: where the square ends.", value=None, above=0, default="1"
+    )
+    margin: float | None = key("For the margin losses.", value=None, default="1")
+    p: int | None = key(
+        "For multi_margin_loss: the power.", value=None, minimum=1, maximum=2, default="1"
+    )
+    log_target: bool | None = key(
+        "For kl_div: targets are logarithms.", value=None, default="false"
+    )
+    log_input: bool | None = key(
+        "For poisson_nll_loss: outputs are logarithms.", value=None, default="true"
+    )
+    reduction: str | None = key(
+        "For kl_div: the mean over all elements, or over examples.",
+        value=None,
+        choices=("mean", "batchmean"),
+        default='"mean"',
+    )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the author set."""
+        return {name: value for name, value in vars(self).items() if value not in (None, ())}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """What is trained: the author's module, its loss and metrics, and what goes in and out."""
 
@@ -75,6 +127,9 @@ class Model:
         "A name of `torch.nn.functional` or your own `module:function`, called with "
         "(output, target).",
         pattern=_NAME_OR_FACTORY,
+    )
+    loss_settings: LossSettings = key(
+        "Arguments of a named loss, such as { label_smoothing = 0.1 }.", factory=LossSettings
     )
     metrics: tuple[str, ...] = key(
         "Recorded besides the loss: names or your own `module:function`.",

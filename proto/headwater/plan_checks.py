@@ -43,7 +43,7 @@ OPERATORS = frozenset(
     LogSoftmax MatMul Max MaxPool MaxUnpool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal
     ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round Scan ScatterElements
     ScatterND Shape Sigmoid Sign Sin Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh Tile
-    TopK Transpose Trilu Unsqueeze Where Xor
+    TopK Transpose Trilu Unsqueeze Where Xor Acosh Asinh Atanh GatherND
     """.split()  # noqa: SIM905 - a table reads better as words
 )
 """All pure functions of their inputs: nothing draws random numbers or reads a file, and only Scan

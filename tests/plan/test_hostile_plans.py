@@ -177,7 +177,7 @@ def plan_with(members: Mapping[str, bytes], **changes: Any) -> Plan:
 
 
 def test_a_graph_that_the_manifest_does_not_describe_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"does not describe graph (train|evaluate)\.onnx"):
+    with pytest.raises(PlanError, match=r"does not describe graph train\.onnx"):
         open_trainer(plan_with({}, graphs={}), "onnxruntime", threads=1)
     with pytest.raises(PlanError, match=r"does not describe graph evaluate\.onnx"):
         Evaluator(plan_with({}, graphs={}), threads=1)
