@@ -14,6 +14,9 @@ LAYERS = {
 }  # fmt: skip
 
 REFUSED = {
-    "Hardshrink": (Layer(nn.Hardshrink, VECTOR), "operators that devices do not run: aten.hardshr"),
+    "Hardshrink": (
+        Layer(nn.Hardshrink, VECTOR),
+        r"aten.hardshrink.default .* is not supported on devices",
+    ),
     "RReLU": (Layer(nn.RReLU, VECTOR), "draws random numbers: only dropout draws alike"),
 }
