@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution
 from torch.nn.modules import transformer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from coordinator.compiler import portable, resampling
+from coordinator.compiler import margin_losses, portable, resampling
 from coordinator.compiler.attention import attention
 from coordinator.compiler.layer_forms import (
     batch_norm_forward,
@@ -31,11 +32,17 @@ from coordinator.compiler.recurrent_functions import RecurrentFunctions
 
 _ATTENTION = F.scaled_dot_product_attention
 _SPELLED_OUT: dict[Any, Callable[..., Any]] = {
-    **resampling.FUNCTIONS, **portable.FUNCTIONS, F.pad: padded,
+    **resampling.FUNCTIONS, **portable.FUNCTIONS, **margin_losses.FUNCTIONS, F.pad: padded,
     F.local_response_norm: local_response_norm,
     **{one: partial(same_convolution, one, padded) for one in (F.conv1d, F.conv2d, F.conv3d)},
 }  # fmt: skip
 """Functions that draw nothing, in other functions."""
+
+_UNTRACEABLE = (
+    torch.ctc_loss, F.gaussian_nll_loss, torch._C._nn.multi_margin_loss,
+    torch._C._nn.multilabel_margin_loss,
+)  # fmt: skip
+"""Of these, what torch cannot trace as they are: their values decide how they run."""
 
 _BATCH_NORMS = (_BatchNorm, nn.SyncBatchNorm)
 """Without a process group the latter is the former."""
@@ -94,7 +101,7 @@ class PortableFunctions(TorchFunctionMode):
             return DRAWING[func](self.draws, *args, **kwargs)
         if func is _ATTENTION and (not self.only_random or _drops(*args, **kwargs)):
             return attention(self.draws, *args, **kwargs)
-        if func in _SPELLED_OUT and not self.only_random:
+        if func in _SPELLED_OUT and (not self.only_random or _is_untraceable(func, args)):
             return _SPELLED_OUT[func](*args, **kwargs)
         if self._recurrences.takes(func, args):
             return self._recurrences.call(func, args)
@@ -138,6 +145,10 @@ def _is_said_to_be_causal(
 def _set(patches: list[_Patch]) -> None:
     for owner, name, value in patches:
         setattr(owner, name, value)
+
+
+def _is_untraceable(func: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+    return func in _UNTRACEABLE and isinstance(arguments[0], FakeTensor)
 
 
 def _drops(
