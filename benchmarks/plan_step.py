@@ -112,7 +112,7 @@ def _values(plan: Plan, examples: int) -> dict[str, Array]:
     values = state_values(plan, plan.initial_weights()) | frozen_values(plan)
     values |= batch_values(random_batch(manifest, examples, 0))
     for slot in manifest.optimizer.slots:
-        values[slot.value_name] = np.zeros(slot.shape, np.float32)
+        values[slot.value_name] = np.full(slot.shape, slot.initial, np.float32)
     for name, value in manifest.hyperparameters.items():
         values[f"h.{name}"] = np.array(value, np.float32)
     return values | {"seed": np.array(1, np.int64)}

@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from coordinator.compiler.counter_random import KEEP_MASK
-from coordinator.compiler.places import place
+from coordinator.compiler.refusals import unsupported
 from headwater.aten import MAXIMUM_CONSTANT_BYTES, AtenGraph
 from headwater.aten_json import write_graph
 from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
@@ -96,19 +96,14 @@ def _copy_written(graph: fx.Graph, written: Sequence[fx.Node]) -> None:
 
 
 def _refuse_unsupported(graph: fx.Graph) -> None:
-    wrong: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output"):
-            continue
-        name = _operator_name(node)
-        if name not in OPERATORS:
-            wrong.setdefault(name, place(node))
+    wrong = [
+        node
+        for node in graph.nodes
+        if node.op not in ("placeholder", "get_attr", "output")
+        and _operator_name(node) not in OPERATORS
+    ]
     if wrong:
-        listed = ", ".join(f"{name} {where}" for name, where in sorted(wrong.items()))
-        raise CompileError(
-            f"the training step uses operators that devices do not run: {listed}. Write this part "
-            "of the model, loss or metric with other torch functions"
-        )
+        raise unsupported(wrong)
 
 
 def _operator_name(node: fx.Node) -> str:

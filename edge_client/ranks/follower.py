@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from edge_client.ranks.group import RankGroup
 from edge_client.ranks.message import Message
 from edge_client.ranks.shared_trainer import SharedTrainer
+from edge_client.ranks.torch_group import RankGroup
 from edge_client.trainers.torch_trainer import TorchTrainer
 from headwater.batch import Array, Batch
 from headwater.errors import DataError, HeadwaterError, PlanError

@@ -8,9 +8,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from edge_client.ranks.group import RankGroup, RanksBrokenError
 from edge_client.ranks.message import Message
 from edge_client.ranks.shared_trainer import SharedTrainer
+from edge_client.ranks.torch_group import RankGroup, RanksBrokenError
 from edge_client.seeds import seed_of_part
 from edge_client.trainers.signatures import (
     check_batch,

@@ -24,19 +24,15 @@ def run_ranks(settings: Settings, place: RankPlace, *, verbose: bool = False) ->
     if choose_backend(settings.trainer) != "torch":
         raise UsageError("a client of several ranks trains with torch: use --trainer torch")
     require("torch", extra="torch", purpose="train on several ranks")
-    import torch
-
     from edge_client.ranks.follower import Follower
-    from edge_client.ranks.group import RankGroup
     from edge_client.ranks.leader import Leader
+    from edge_client.ranks.torch_group import RankGroup
     from edge_client.trainers.torch_trainer import TorchTrainer
 
-    device = torch.device(choose_device("torch", settings.device))
-    if device.type == "cuda":
-        device = torch.device("cuda", place.local_rank)
-        torch.cuda.set_device(device)
+    kind = choose_device("torch", settings.device)
+    device = f"cuda:{place.local_rank}" if kind == "cuda" else kind
     opener = trainer_opener(
-        "torch", threads=max(1, settings.threads // place.size), device=str(device),
+        "torch", threads=max(1, settings.threads // place.size), device=device,
         compile=settings.compile, precision=settings.precision,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from edge_client.ranks.group import RankGroup
+from edge_client.ranks.torch_group import RankGroup
 from edge_client.trainers.torch_step import Figures
 from edge_client.trainers.torch_trainer import TorchTrainer
 from headwater.batch import Batch

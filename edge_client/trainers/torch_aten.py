@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from edge_client.trainers.keep_mask import keep_mask
+from edge_client.trainers.torch_keep_mask import keep_mask
 from headwater.aten import AtenGraph
 from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
 from headwater.aten_operators import (

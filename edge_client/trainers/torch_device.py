@@ -1,7 +1,9 @@
 """Which device torch trains on, and whether it can compile for it."""
 
+import importlib
 import os
 import shutil
+import warnings
 
 import torch
 
@@ -28,8 +30,8 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def check_compiler() -> None:
-    """Refuse torch.compile where it would fail at the first step.
+def load_compiler() -> None:
+    """Import torch's compiler, without its warnings; refuse it where it would fail later.
 
     Raises:
         UsageError: there is no C++ compiler.
@@ -40,3 +42,6 @@ def check_compiler() -> None:
             f"--compile needs a C++ compiler, and there is none ({', '.join(names)}): install one, "
             "or leave --compile out"
         )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("torch._inductor.compile_fx")

@@ -12,7 +12,7 @@ import torch
 from edge_client.trainers import Precision
 from edge_client.trainers.micro_batches import MicroBatch, add_shares, micro_batches
 from edge_client.trainers.signatures import check_batch, check_correction, check_optimizer_state
-from edge_client.trainers.torch_device import check_compiler, torch_device
+from edge_client.trainers.torch_device import load_compiler, torch_device
 from edge_client.trainers.torch_state import TorchState
 from edge_client.trainers.torch_step import (
     Figures,
@@ -64,7 +64,7 @@ class TorchTrainer:
         precision: Precision = "float32",
     ) -> None:
         if compile:
-            check_compiler()
+            load_compiler()
         torch.set_num_threads(threads)
         self.device = torch_device(device)
         self._compiled, self._precision = compile, precision

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from edge_client.ranks.follower import Follower
-from edge_client.ranks.group import RankGroup, RanksBrokenError
 from edge_client.ranks.leader import Leader
 from edge_client.ranks.place import rank_place
+from edge_client.ranks.torch_group import RankGroup, RanksBrokenError
 from edge_client.trainers.torch_trainer import TorchTrainer
 from headwater.batch import Batch
 from headwater.errors import PlanError
@@ -58,7 +58,7 @@ def main() -> None:
     plan, folder, fate = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     place = rank_place(os.environ)
     assert place is not None
-    group = RankGroup(place, torch.device("cpu"), step_seconds=120)
+    group = RankGroup(place, "cpu", step_seconds=120)
     if place.rank:
         Follower(group, opener(fate)).follow()
         return

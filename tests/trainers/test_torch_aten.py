@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.compiler import counter_random
-from edge_client.trainers.keep_mask import keep_mask
 from edge_client.trainers.torch_aten import load_graph
+from edge_client.trainers.torch_keep_mask import keep_mask
 from headwater.aten import AtenGraph
 from headwater.aten_json import read_graph, write_graph
 from headwater.aten_nodes import AtenNode, Device, Reference, Symbol

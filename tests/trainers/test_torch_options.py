@@ -17,16 +17,17 @@ PlanOf = Callable[[str], Plan]
 
 
 def trained(plan: Plan, name: str, **options: Any) -> tuple[list[float], np.ndarray]:
-    """Losses and weights of three steps."""
+    """Losses of three steps and of an evaluation after them, and the weights."""
     trainer = TorchTrainer(plan, threads=1, device="cpu", **options)
     trainer.set_weights(plan.initial_weights())
     examples = batch(ZOO[name], 6, 0)
     losses = [trainer.train_step(examples, {}, step)["loss"] for step in range(3)]
-    assert trainer.evaluate_step(examples)["loss"] == pytest.approx(losses[-1], rel=0.5)
+    losses.append(trainer.evaluate_step(examples)["loss"])
     return losses, trainer.weights().floats
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")),
     reason="torch.compile needs a C++ compiler, and this machine has none",

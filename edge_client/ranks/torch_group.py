@@ -24,7 +24,7 @@ class RanksBrokenError(UnavailableError):
 
 
 class RankGroup:
-    """The process group, from the launcher's environment.
+    """The process group, from the launcher's environment; this rank computes on `device`.
 
     Commands go over Gloo, and so does a small sum in each step, which comes first: it finds a rank
     that is dead or failed before the gradients' all-reduce, NCCL on GPUs, could wait for it.
@@ -34,7 +34,7 @@ class RankGroup:
     """
 
     def __init__(
-        self, place: RankPlace, device: torch.device, step_seconds: float = STEP_TIMEOUT_SECONDS
+        self, place: RankPlace, device: str, step_seconds: float = STEP_TIMEOUT_SECONDS
     ) -> None:
         self.rank, self.size = place.rank, place.size
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -47,7 +47,9 @@ class RankGroup:
             )  # fmt: skip
             self._commands = distributed.new_group(backend="gloo", timeout=_IDLE_TIMEOUT)
             self._small = distributed.new_group(backend="gloo", timeout=limit)
-            large = "nccl" if device.type == "cuda" else "gloo"
+            if device.startswith("cuda"):
+                torch.cuda.set_device(device)
+            large = "nccl" if device.startswith("cuda") else "gloo"
             self._large = distributed.new_group(backend=large, timeout=limit)
 
     def send(self, rank: int, message: Message) -> None:
