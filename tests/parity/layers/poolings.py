@@ -53,6 +53,6 @@ LAYERS = {
 
 REFUSED = {
     "FractionalMaxPool2d": (
-        Layer(lambda: nn.FractionalMaxPool2d(2, output_size=3), IMAGE), "draws random numbers",
+        Layer(lambda: nn.FractionalMaxPool2d(2, output_size=3), IMAGE), "fixes the batch size",
     ),
 }  # fmt: skip
