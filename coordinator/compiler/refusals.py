@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.utils.weight_norm import WeightNorm
 
 from coordinator.compiler.advice import advice
 from coordinator.compiler.places import Places, author_line, part_of, place
@@ -181,7 +182,7 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
     yield
     for path, (module, old) in before.items():
         for name, value in list(vars(module).items()):
-            if value is old.get(name):
+            if value is old.get(name) or name in _recomputed(module):
                 continue
             if isinstance(value, Tensor):
                 _put_back(module, name, old)
@@ -192,6 +193,13 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
                     "step would start from: only parameters and buffers are a plan's state. "
                     f'Instead: self.register_buffer("{name}", ...) in __init__, as float32'
                 )
+
+
+def _recomputed(module: nn.Module) -> set[str]:
+    """What the deprecated weight_norm computes anew before each forward pass."""
+    return {
+        hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)
+    }
 
 
 def _put_back(module: nn.Module, name: str, old: Mapping[str, Any]) -> None:
