@@ -29,13 +29,13 @@ _FLATBUFFER_MARK = b"ORTM"
 
 OPERATORS = frozenset(
     """
-    Abs Acos Add And ArgMax ArgMin Asin Atan AveragePool BitwiseAnd BitwiseNot BitwiseOr BitwiseXor
-    Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh CumSum Div Equal Erf Exp Expand Floor
-    Gather GatherElements Gelu Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Log
-    LogSoftmax MatMul Max MaxPool MaxUnpool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal
-    ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round ScatterElements ScatterND
-    Shape Sigmoid Sign Sin Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh Tile Transpose Trilu
-    Unsqueeze Where Xor
+    Abs Acos Add And ArgMax ArgMin Asin Atan AveragePool BatchNormalization BitwiseAnd BitwiseNot
+    BitwiseOr BitwiseXor Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh CumSum Div Equal Erf
+    Exp Expand Floor Gather GatherElements Gelu Gemm Greater GreaterOrEqual HardSigmoid Identity
+    IsInf IsNaN Less LessOrEqual Log LogSoftmax MatMul Max MaxPool MaxUnpool Min Mod Mul Neg Not Or
+    Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round
+    ScatterElements ScatterND Shape Sigmoid Sign Sin Sinh Slice Softmax Split Sqrt Squeeze Sub Tan
+    Tanh Tile Transpose Trilu Unsqueeze Where Xor
     """.split()  # noqa: SIM905 - a table reads better as words
 )
 """All pure functions of their inputs: nothing draws random numbers, loops, or reads a file."""
