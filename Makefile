@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types proto proto-check clean
+.PHONY: help setup demo test zoo check lint types proto proto-check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,6 +22,12 @@ demo: setup  ## Train the digits over four client processes and show every round
 
 test: setup  ## Run the whole test suite (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+zoo: setup  ## Measure every whole model into docs/plan.md, then run every parity case and model
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
+	$(BIN)/python -m tests.parity.tables docs/plan.md
+	$(BIN)/python -m benchmarks.plan --write docs/plan.md
+	HEADWATER_ZOO=1 $(BIN)/python -m pytest tests/parity tests/models
 
 check: setup lint types proto-check  ## Lint, format, types, and that the generated code is fresh
 

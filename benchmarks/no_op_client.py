@@ -41,6 +41,9 @@ class NoOpTrainer:
     def set_optimizer_state(self, state: Mapping[str, Array]) -> None:
         pass
 
+    def set_correction(self, correction: Mapping[str, Array] | None) -> None:
+        pass
+
     def train_step(
         self, batch: Batch, hyperparameters: Mapping[str, float], seed: int
     ) -> dict[str, float]:

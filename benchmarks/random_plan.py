@@ -8,7 +8,7 @@ import numpy as np
 
 from headwater.batch import TensorSignature
 from headwater.layout import Layout, Role, TensorSpec, Weights
-from headwater.manifest import Manifest, Member, OptimizerSpec, PeakMemory
+from headwater.manifest import Manifest, Member, OptimizerSpec, ParameterGroup, PeakMemory
 from headwater.plan import WEIGHTS, Plan
 from headwater.safetensors import write_weights
 
@@ -45,6 +45,7 @@ def random_plan(parameters: int) -> Plan:
         TensorSpec(f"layer{index}.weight", (size,), "float32", Role.TRAINABLE)
         for index, size in enumerate(sizes)
     )
+    names = tuple(spec.name for spec in tensors)
     members = dict.fromkeys(GRAPHS, b"never run")
     members[WEIGHTS] = _random_weights(Layout(tensors))
     manifest = Manifest(
@@ -55,7 +56,7 @@ def random_plan(parameters: int) -> Plan:
         inputs=(TensorSignature("x", (1,), "float32"),),
         targets=(TensorSignature("y", (), "int64"),),
         metrics=(),
-        optimizer=OptimizerSpec("sgd", {}, ()),
+        optimizer=OptimizerSpec("sgd", (ParameterGroup({}, 1.0, names),), ()),
         hyperparameters={"learning_rate": 0.1},
         uses_seed=False,
         batch_size=1,

@@ -55,8 +55,8 @@ class Report:
             f"{name}: " + ", ".join(f"{key} {one}" for key, one in self._environment.items())
         )
         click.echo("")
-        click.echo("| " + " | ".join(columns.values()) + " |")
-        click.echo("| " + " | ".join("---:" for _ in columns) + " |")
+        for line in table_head(columns):
+            click.echo(line)
 
     def add(self, case: Mapping[str, Value]) -> None:
         """Print one case; a field that is no column is shown in the JSON alone."""
@@ -64,12 +64,25 @@ class Report:
             line = {"benchmark": self._name, **case, "environment": self._environment}
             click.echo(json.dumps(line))
         else:
-            click.echo("| " + " | ".join(_shown(case.get(key)) for key in self._columns) + " |")
+            click.echo(table_row(self._columns, case))
 
     def say(self, text: str) -> None:
         """A word for people; nothing in JSON."""
         if not self._as_json:
             click.echo(text, err=True)
+
+
+def table_head(columns: Mapping[str, str]) -> list[str]:
+    """The headings, and the line that aligns the figures."""
+    return [
+        "| " + " | ".join(columns.values()) + " |",
+        "| " + " | ".join("---:" for _ in columns) + " |",
+    ]
+
+
+def table_row(columns: Mapping[str, str], case: Mapping[str, Value]) -> str:
+    """One case as a line of the table."""
+    return "| " + " | ".join(_shown(case.get(key)) for key in columns) + " |"
 
 
 def _shown(value: Value) -> str:

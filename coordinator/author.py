@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.jobs.factory import JobCode
 from coordinator.jobs.job_file import read_job
-from coordinator.jobs.job_spec import JobSpec, Optimizer, metric_name
+from coordinator.jobs.job_spec import JobSpec, metric_name
+from coordinator.jobs.train_spec import Optimizer
 from headwater.errors import CompileError, require
 from headwater.safetensors import read_tensors
 
 if TYPE_CHECKING:
     from coordinator.compiler.compile import CompiledPlan
+    from coordinator.compiler.options import StepOptions
 
 
 def compile_job(
@@ -74,6 +76,8 @@ def _compiled(
             name=spec.name,
             batch_size=spec.train.batch_size,
             seed=spec.seed,
+            loss_settings=spec.model.loss_settings.given,
+            options=step_options(spec),
             progress=progress,
         )
 
@@ -84,6 +88,26 @@ def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
     if "betas" in settings:
         settings["beta1"], settings["beta2"] = settings.pop("betas")
     return {"name": optimizer.name, "learning_rate": optimizer.learning_rate, **settings}
+
+
+def step_options(spec: JobSpec) -> "StepOptions":
+    """What else a job asks of its training step."""
+    from coordinator.compiler.optimizers.groups import GroupRule
+    from coordinator.compiler.options import StepOptions
+
+    train = spec.train
+    return StepOptions(
+        call=spec.model.call,
+        weight=spec.model.weight,
+        proximal=train.proximal,
+        clip_norm=train.clip_norm,
+        clip_value=train.clip_value,
+        groups=tuple(
+            GroupRule(one.parameters, one.weight_decay, one.learning_rate_scale)
+            for one in train.groups
+        ),
+        micro_batch_size=train.micro_batch_size,
+    )
 
 
 def _start_from(model: Any, path: Path) -> None:

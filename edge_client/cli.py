@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +13,13 @@ import click
 from edge_client.fit import Fit, measure_fit
 from edge_client.profile import available_cores, memory_bytes
 from edge_client.program import INTERRUPTED, end_process, run_client
+from edge_client.ranks.place import rank_place
+from edge_client.ranks.program import run_ranks
 from edge_client.runtime import choose_backend, choose_device, trainer_opener
 from edge_client.settings import (
     DEVICES,
     LOG_FORMATS,
+    PRECISIONS,
     TRAINERS,
     check_settings,
     parse_data,
@@ -26,6 +30,7 @@ from edge_client.sizes import parse_bytes, show_bytes
 from edge_client.state import StateDirectory, default_state_path, running_process
 from edge_client.status_file import read_status
 from edge_client.status_report import status_lines
+from edge_client.trainers import Precision
 from headwater.errors import HeadwaterError, NotFoundError, UsageError
 from headwater.plan import Plan
 from headwater.sources import open_source
@@ -70,6 +75,10 @@ def client() -> None:
     help="What trains. [auto: torch where it is installed]",
 )
 @click.option("--device", type=click.Choice(DEVICES), help="Where torch trains. [auto]")
+@click.option("--compile/--no-compile", default=None, help="Let torch compile the step. [no]")
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), help="What torch computes in. [float32]"
+)
 @click.option("--threads", type=int, help="Processor threads for training. [all cores]")
 @click.option(
     "--cache-bytes",
@@ -88,14 +97,19 @@ def run(config: Path | None, verbose: bool, **options: Any) -> None:
     """Attend a coordinator and work until stopped.
 
     The client reconnects for ever, and no job's failure ends it. It logs to standard error.
-    SIGTERM ends it with exit code 0, Ctrl-C with 130.
+    SIGTERM ends it with exit code 0, Ctrl-C with 130. Started by torchrun or mpirun it is one
+    client over several devices of this machine.
 
     \b
     Example:
       headwater-client run --coordinator localhost:7070 --data digits=/data/digits.npz
     """
     settings = check_settings(_merged(config, options))
-    end_process(run_client(settings, verbose=verbose))
+    place = rank_place(os.environ)
+    if place is None:
+        end_process(run_client(settings, verbose=verbose))
+    else:
+        end_process(run_ranks(settings, place, verbose=verbose))
 
 
 @client.command(epilog=_EPILOG)
@@ -108,6 +122,8 @@ def run(config: Path | None, verbose: bool, **options: Any) -> None:
 @click.option("--batch-size", type=click.IntRange(1), help="Examples in a step. [the plan's]")
 @click.option("--trainer", type=click.Choice(TRAINERS), default="auto", show_default=True)
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Let torch compile the step.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads for training. [all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(
@@ -116,6 +132,8 @@ def check(
     batch_size: int | None,
     trainer: str,
     device: str,
+    compiled: bool,
+    precision: Precision,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -131,7 +149,13 @@ def check(
     source = open_source(_binding(data), inputs, targets) if data else None
     fit = measure_fit(
         opened,
-        trainer_opener(backend, threads=threads or available_cores(), device=device)(opened),
+        trainer_opener(
+            backend,
+            threads=threads or available_cores(),
+            device=device,
+            compile=compiled,
+            precision=precision,
+        )(opened),
         source,
         batch_size=batch_size or opened.manifest.batch_size,
         memory_bytes=memory_bytes(),

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_client.trainers import Trainer
 from edge_client.training import check_finite
-from headwater.batch import Array, Batch, TensorSignature
+from headwater.batch import Array, Batch, TensorSignature, batch_of
 from headwater.manifest import Manifest
 from headwater.plan import Plan
 from headwater.plan_checks import check_memory
@@ -67,7 +67,7 @@ def measure_fit(
         plan=plan.manifest.name,
         parameters=plan.layout.trainable_count,
         batch_size=batch_size,
-        memory_needed_bytes=plan.manifest.peak_memory_bytes.total(batch_size),
+        memory_needed_bytes=plan.manifest.step_memory_bytes(batch_size),
         memory_bytes=memory_bytes,
         step_seconds=seconds / _TIMED_STEPS,
         examples_per_second=rate,
@@ -91,7 +91,8 @@ def generated_batch(manifest: Manifest, batch_size: int) -> Batch:
         shape = (batch_size, *signature.shape)
         dtype = np.dtype(signature.dtype)
         if dtype.kind == "f":
-            return generator.standard_normal(shape).astype(dtype)
+            values = generator.standard_normal(shape).astype(dtype)
+            return np.abs(values) if signature.is_weight else values
         return generator.integers(0, signature.maximum or 2, shape).astype(dtype)
 
-    return Batch(tuple(map(draw, manifest.inputs)), tuple(map(draw, manifest.targets)))
+    return batch_of(map(draw, manifest.inputs), map(draw, manifest.targets), manifest.targets)

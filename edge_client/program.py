@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from edge_client.identity import load_identity
 from edge_client.logs import configure_logs
@@ -17,6 +17,8 @@ from headwater.freed_memory import keep_freed_memory
 from headwater.sources.binding import absent_path
 
 INTERRUPTED = 130
+_BROKEN = 3
+_LAST_WORD_SECONDS = 3.0
 _log = logging.getLogger("headwater.client")
 
 
@@ -26,8 +28,11 @@ def run_client(
     verbose: bool = False,
     open_trainer: OpenTrainer | None = None,
     open_source: OpenSource | None = None,
+    hear: Callable[[Callable[[], None]], None] | None = None,
 ) -> int:
     """Run until SIGTERM (returns 0) or SIGINT (returns 130); see `Session` for the factories.
+
+    `hear` is told how to end the client from any thread, when it cannot go on (returns 3).
 
     Raises:
         HeldError: another process uses the state directory.
@@ -42,7 +47,7 @@ def run_client(
         )
         _log.info("client %s (%s) starts", identity.client_id, settings.name)
         _warn_of_data(settings.data)
-        code = asyncio.run(_until_signalled(session))
+        code = asyncio.run(_until_ended(session, hear))
         _log.info("client %s stops", identity.client_id)
     return code
 
@@ -64,7 +69,7 @@ def end_process(code: int) -> None:
     os._exit(code)
 
 
-async def _until_signalled(session: Session) -> int:
+async def _until_ended(session: Session, hear: Callable[[Callable[[], None]], None] | None) -> int:
     code = 0
 
     def stop(exit_code: int) -> None:
@@ -75,5 +80,12 @@ async def _until_signalled(session: Session) -> int:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop, 0)
     loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
+    if hear is not None:
+        # after a moment, in which the coordinator hears why the assignment failed
+        hear(lambda: _call_later(loop, stop))
     await session.run()
     return code
+
+
+def _call_later(loop: asyncio.AbstractEventLoop, stop: Callable[[int], None]) -> None:
+    loop.call_soon_threadsafe(loop.call_later, _LAST_WORD_SECONDS, stop, _BROKEN)

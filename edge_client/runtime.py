@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Literal
 
-from edge_client.trainers import Trainer, open_trainer
+from edge_client.trainers import Precision, Trainer, open_trainer
 from headwater.errors import MissingExtraError, UsageError
 from headwater.plan import Plan
 
@@ -41,6 +41,15 @@ def choose_device(backend: Backend, device: str) -> str:
     return "cpu"
 
 
-def trainer_opener(backend: Backend, *, threads: int, device: str) -> Callable[[Plan], Trainer]:
+def trainer_opener(
+    backend: Backend,
+    *,
+    threads: int,
+    device: str,
+    compile: bool = False,  # noqa: A002 - torch's name
+    precision: Precision = "float32",
+) -> Callable[[Plan], Trainer]:
     """Opens plans in this backend."""
-    return lambda plan: open_trainer(plan, backend, threads=threads, device=device)
+    return lambda plan: open_trainer(
+        plan, backend, threads=threads, device=device, compile=compile, precision=precision
+    )

@@ -20,6 +20,11 @@ def seed_of_step(seed: int, step: int) -> int:
     return _mixed(seed, 2 * step + 1)
 
 
+def seed_of_part(seed: int, part: int) -> int:
+    """The seed of dropout in one part of a step's batch: the step's own for the first part."""
+    return _mixed(seed, part) if part else seed
+
+
 def _mixed(seed: int, counter: int) -> int:
     value = (seed + (counter + 1) * _GOLDEN) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

@@ -80,7 +80,13 @@ class Session:
             self._cache,
             settings.data,
             open_trainer
-            or trainer_opener(self._backend, threads=settings.threads, device=settings.device),
+            or trainer_opener(
+                self._backend,
+                threads=settings.threads,
+                device=settings.device,
+                compile=settings.compile,
+                precision=settings.precision,
+            ),
             open_source or sources.open_source,
         )
         self._status = StatusFile(state.status, self._facts(), self._cache)

@@ -5,17 +5,19 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edge_client.profile import available_cores
 from edge_client.sizes import parse_bytes
 from edge_client.state import default_state_path
+from edge_client.trainers import Precision
 from headwater.errors import UsageError
 from headwater.sources import parse_binding
 
 TRAINERS = ("auto", "onnxruntime", "torch")
 DEVICES = ("auto", "cpu", "cuda")
 LOG_FORMATS = ("text", "json")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Settings:
 
     `data` maps data set names to bindings. `threads` is what training may use; all cores by
     default. `cache_bytes` bounds plans and weights on disk: two GiB hold a few models of 100 MB
-    with room for the next version.
+    with room for the next version. `compile` and `precision` are torch's, which trains eagerly and
+    in float32 where nothing else is asked for.
     """
 
     coordinator: str
@@ -37,6 +40,8 @@ class Settings:
     threads: int = field(default_factory=available_cores)
     cache_bytes: int = 2 * 2**30
     log_format: str = "text"
+    compile: bool = False
+    precision: Precision = "float32"
 
 
 def parse_pairs(kind: str, texts: Iterable[str]) -> dict[str, str]:
@@ -119,6 +124,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("true or false is expected")
+    return value
+
+
 def _count(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise TypeError("a positive integer is expected")
@@ -163,4 +174,6 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "threads": _count,
     "cache-bytes": _size,
     "log-format": _one_of(LOG_FORMATS),
+    "compile": _flag,
+    "precision": _one_of(PRECISIONS),
 }

@@ -43,21 +43,23 @@ class Activity:
 
 
 class MetricMean:
-    """A mean over batches, weighted by their examples."""
+    """A mean over batches, weighted by their examples or by these examples' weights."""
 
     def __init__(self) -> None:
         self.examples = 0
+        self._mass = 0.0
         self._sums: dict[str, float] = {}
 
-    def add(self, metrics: Mapping[str, float], examples: int) -> None:
+    def add(self, metrics: Mapping[str, float], batch: Batch) -> None:
         """Take in the means of one batch."""
-        self.examples += examples
+        self.examples += batch.size
+        self._mass += batch.mass
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value) * examples
+            self._sums[name] = self._sums.get(name, 0.0) + float(value) * batch.mass
 
     def result(self) -> dict[str, float]:
         """The means; empty before the first batch."""
-        return {name: total / self.examples for name, total in self._sums.items()}
+        return {name: total / self._mass for name, total in self._sums.items()}
 
 
 def evaluate(
@@ -72,7 +74,7 @@ def evaluate(
     activity.enter(fleet_pb2.PHASE_EVALUATING)
     mean, total = MetricMean(), source.example_count()
     for batch in source.batches(batch_size, None):
-        mean.add(trainer.evaluate_step(batch), batch.size)
+        mean.add(trainer.evaluate_step(batch), batch)
         activity.step(mean.examples, total)
     if mean.examples == 0:
         raise DataError("the data set has no examples")
@@ -104,7 +106,7 @@ def train(
         check_finite(metrics["loss"], steps, total, hyperparameters)
         if epoch != mean_epoch and not assignment.local_steps:
             mean, mean_epoch = MetricMean(), epoch
-        mean.add(metrics, batch.size)
+        mean.add(metrics, batch)
         seen += batch.size
         activity.step(steps, total)
     return UpdateSummary(examples=min(available, seen), steps=steps, metrics_after=mean.result())

@@ -26,9 +26,12 @@ V = TypeVar("V")
 
 MEMBERS = {
     "onnxruntime": ("train.onnx", "evaluate.onnx", FROZEN),
-    "torch": ("train.aten.json", "evaluate.aten.json", FROZEN),
+    "torch": ("forward.aten.json", "apply.aten.json", "evaluate.aten.json", FROZEN),
 }
 """The members that each runtime needs; the initial weights come by an assignment's digest."""
+
+HALVES = {"train.onnx": ("gradients.onnx", "apply.onnx")}
+"""What takes the place of the whole step in a plan with micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,11 @@ def members_of(manifest: Manifest, runtime: str) -> list[Member]:
     Raises:
         PlanError: the plan does not have them.
     """
-    names = [name for name in MEMBERS[runtime] if name in manifest.members]
-    missing = set(MEMBERS[runtime]) - set(names) - {FROZEN}
+    wanted = list(MEMBERS[runtime])
+    if manifest.step.micro_batch_size is not None:
+        wanted = [half for name in wanted for half in HALVES.get(name, (name,))]
+    names = [name for name in wanted if name in manifest.members]
+    missing = set(wanted) - set(names) - {FROZEN}
     if missing:
         raise PlanError(
             f"the plan {manifest.name!r} has no {' or '.join(sorted(missing))}, which {runtime} "

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coordinator.compiler.losses import Loss
 from headwater.batch import Array, Batch, TensorSignature
 
 IMAGE = TensorSignature("image", (3, 16, 16), "float32")
@@ -148,7 +149,7 @@ class Case:
     model: Callable[[], nn.Module]
     inputs: tuple[TensorSignature, ...]
     targets: tuple[TensorSignature, ...]
-    loss: str = "cross_entropy"
+    loss: Loss = "cross_entropy"
     metrics: tuple[str, ...] = ("accuracy",)
     optimizer: dict[str, object] = field(
         default_factory=lambda: {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}

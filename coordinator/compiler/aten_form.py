@@ -1,9 +1,8 @@
 """Writes a traced step in its torch form: a graph of `headwater.aten` as JSON.
 
-The trace comes from make_fx, with native ATen operators for forward and backward. Three things
-happen before it is written: operators that write their arguments become functional ones, so that
-the order of a graph carries no meaning; copies, detachments and repetitions that a functional graph
-does not need go away; and every operator is held against the allow-list that devices use.
+The trace holds the forward pass in operators of the highest level, with what writes in place left
+in the order of the program. One thing happens before it is written: an input that the model writes
+is copied first. Every operator is held against the allow-list that devices use.
 """
 
 import copy
@@ -14,28 +13,25 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.traceback import preserve_node_meta
+from torch._subclasses.fake_tensor import FakeTensor
 
+from coordinator.compiler.counter_random import KEEP_MASK
 from coordinator.compiler.places import place
-from headwater.aten import (
-    MAXIMUM_CONSTANT_BYTES,
-    Argument,
-    AtenGraph,
-    AtenNode,
-    Device,
-    Reference,
-    Symbol,
-)
+from headwater.aten import MAXIMUM_CONSTANT_BYTES, AtenGraph
 from headwater.aten_json import write_graph
-from headwater.aten_operators import ITEM_OPERATOR, OPERATORS, WORDS
+from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
+from headwater.aten_operators import (
+    GRADIENT_OPERATOR,
+    ITEM_OPERATOR,
+    MASK_OPERATOR,
+    OPERATORS,
+    WORDS,
+)
+from headwater.aten_writes import writes
 from headwater.batch import Array
 from headwater.errors import CompileError
 
-aten = torch.ops.aten
-
-_NUMBER_FUNCTIONS: dict[Callable[..., Any], str] = {
+_FUNCTIONS: dict[Callable[..., Any], str] = {
     operator.add: "number.add",
     operator.sub: "number.sub",
     operator.mul: "number.mul",
@@ -48,11 +44,12 @@ _NUMBER_FUNCTIONS: dict[Callable[..., Any], str] = {
     torch.sym_int: "number.int",
     torch.sym_float: "number.float",
     operator.getitem: ITEM_OPERATOR,
+    torch._C._set_grad_enabled: GRADIENT_OPERATOR,
+    KEEP_MASK: MASK_OPERATOR,
 }
 if hasattr(torch, "sym_sum"):  # since torch 2.6
-    _NUMBER_FUNCTIONS[torch.sym_sum] = "number.sum"
+    _FUNCTIONS[torch.sym_sum] = "number.sum"
 
-_IDENTITIES = frozenset({aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default})
 _SYMBOL_KINDS = {
     torch.dtype: "dtype",
     torch.memory_format: "memory_format",
@@ -71,116 +68,21 @@ def to_json(
     Raises:
         CompileError: the trace calls an operator outside the allow-list or holds a large constant.
     """
-    module = functional(graph_module)
-    _drop_identities(module.graph)
-    _merge_equal_calls(module.graph)
-    module.graph.eliminate_dead_code()
-    _refuse_unsupported(module.graph)
+    _refuse_unsupported(graph_module.graph)
+    module = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+    _copy_written(module.graph, _Writer(module).written)
     return write_graph(_Writer(module).graph(tuple(input_names), tuple(output_names)))
 
 
-def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a trace in which no operator writes its arguments; module paths are kept.
-
-    `graph_module` comes from make_fx: its placeholders carry fake tensors in `meta["val"]`.
-
-    Raises:
-        CompileError: torch cannot express a write without writing.
-    """
-    copied = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
-    if not any(_writes(node) for node in copied.graph.nodes):
-        return copied
-    _rewrite_batch_norm(copied.graph)
-    values = [node.meta["val"] for node in copied.graph.find_nodes(op="placeholder")]
-    mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), FakeTensorMode())
-    interpreter = fx.Interpreter(copied, garbage_collect_values=False)
-
-    def run(*tensors: torch.Tensor) -> Any:
-        return interpreter.run(*tensors, enable_io_processing=False)
-
-    try:
-        with mode, preserve_node_meta():
-            return make_fx(
-                torch.func.functionalize(run, remove="mutations"),
-                tracing_mode="real",
-                _allow_non_fake_inputs=True,
-            )(*values)
-    except RuntimeError as error:
-        writing = sorted({str(node.target) for node in copied.graph.nodes if _writes(node)})
-        raise CompileError(
-            f"the training step writes tensors in place ({', '.join(writing)}) in a way that torch "
-            "cannot turn around: use the forms without a trailing underscore"
-        ) from error
-
-
-def _writes(node: fx.Node) -> bool:
-    """`native_batch_norm` writes too, though its schema does not say so."""
-    return isinstance(node.target, OpOverload) and (
-        node.target._schema.is_mutable or node.target is aten.native_batch_norm.default
-    )
-
-
-def _rewrite_batch_norm(graph: fx.Graph) -> None:
-    """Let each batch norm return its new running statistics instead of writing them."""
-    for node in graph.find_nodes(op="call_function", target=aten.native_batch_norm.default):
-        features, weight, bias, mean, variance, training, momentum, epsilon = node.args
-        if not training:
-            node.target = aten._native_batch_norm_legit_no_training.default
-            node.args = (features, weight, bias, mean, variance, momentum, epsilon)
-        elif mean is None:
-            node.target = aten._native_batch_norm_legit.no_stats
-            node.args = (features, weight, bias, training, momentum, epsilon)
-        else:
-            node.target = aten._native_batch_norm_legit_functional.default
-            _use_new_statistics(graph, node, (mean, variance))
-
-
-def _use_new_statistics(
-    graph: fx.Graph, norm: fx.Node, statistics: tuple[fx.node.Argument, ...]
-) -> None:
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    for index, old in enumerate(statistics):
-        if not isinstance(old, fx.Node):
-            raise CompileError(
-                "a batch norm keeps its running statistics outside the model's state"
-            )
-        with graph.inserting_after(norm):
-            new = graph.call_function(operator.getitem, (norm, 3 + index))
-        old.replace_all_uses_with(
-            new, delete_user_cb=lambda user: order.get(user, -1) > order[norm]
-        )
-
-
-def _drop_identities(graph: fx.Graph) -> None:
-    """In a functional graph without autograd a detached tensor or a copy of an input is itself."""
-    for node in graph.nodes:
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node):
-            continue
-        copies_input = node.target is aten.clone.default and source.op == "placeholder"
-        if node.target in _IDENTITIES or (copies_input and not node.kwargs):
-            node.replace_all_uses_with(source)
-        elif node.target is aten.fill.Scalar and source.target is aten.empty_like.default:
-            with graph.inserting_before(node):
-                value = graph.call_function(
-                    aten.full_like.default, (source.args[0], node.args[1]), source.kwargs
-                )
-            node.replace_all_uses_with(value)
-        elif node.target is aten.t.default and source.target is aten.t.default:
-            node.replace_all_uses_with(source.all_input_nodes[0])
-
-
-def _merge_equal_calls(graph: fx.Graph) -> None:
-    """Compute once what a trace computes again, such as Adam's bias correction per parameter."""
-    calls: dict[tuple[Any, str], fx.Node] = {}
-    for node in graph.nodes:
-        if node.op == "call_function":
-            # by text, in which 1, 1.0 and True differ and a node is its unique name
-            first = calls.setdefault(
-                (node.target, f"{node.args} {sorted(node.kwargs.items())}"), node
-            )
-            if first is not node:
-                node.replace_all_uses_with(first)
+def _copy_written(graph: fx.Graph, written: Sequence[fx.Node]) -> None:
+    """Let the step write a copy of what it is given: batches and weights are not its own."""
+    first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
+    for source in written:
+        users = list(source.users)
+        with graph.inserting_before(first):
+            copied = graph.call_function(torch.ops.aten.clone.default, (source,))
+        for user in users:
+            user.replace_input_with(source, copied)
 
 
 def _refuse_unsupported(graph: fx.Graph) -> None:
@@ -200,9 +102,10 @@ def _refuse_unsupported(graph: fx.Graph) -> None:
 
 
 def _operator_name(node: fx.Node) -> str:
-    if isinstance(node.target, OpOverload):
-        return str(node.target)
-    return _NUMBER_FUNCTIONS.get(node.target, f"{node.op} {node.target}")  # type: ignore[arg-type]
+    name = _FUNCTIONS.get(node.target)  # type: ignore[arg-type]
+    return name or (
+        str(node.target) if isinstance(node.target, OpOverload) else f"{node.op} {node.target}"
+    )
 
 
 class _Writer:
@@ -216,6 +119,13 @@ class _Writer:
         self._calls = [node for node in nodes if node.op == "call_function"]
         numbered = self._inputs + self._constants + self._calls
         self._numbers = {node: number for number, node in enumerate(numbered)}
+
+    @property
+    def written(self) -> list[fx.Node]:
+        """The inputs and constants that the step writes."""
+        given = [*self._inputs, *self._constants]
+        nodes = [self._call(node) for node in self._calls]
+        return [given[value] for value in sorted({value for _, value in writes(len(given), nodes)})]
 
     def graph(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> AtenGraph:
         results = self._module.graph.output_node().args[0]
@@ -257,7 +167,11 @@ class _Writer:
         return AtenNode(
             where,
             tuple(self._argument(value, where) for value in node.args),
-            {name: self._argument(value, where) for name, value in node.kwargs.items()},
+            {
+                name: self._argument(value, where)
+                for name, value in node.kwargs.items()
+                if name != "pin_memory"
+            },
         )
 
     def _argument(self, value: Any, where: str) -> Argument:

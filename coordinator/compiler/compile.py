@@ -11,16 +11,15 @@
     )
     compiled.write("cifar10-lenet.plan")
 
-One trace of the training step gives the training, gradient and torch forms; one of evaluation gives
-evaluation and prediction. Before anything is returned the parity gate compares what the graphs
-compute with eager torch.
+One trace of the training step gives the training and gradient graphs; one of evaluation gives
+evaluation and prediction. For torch the forward pass is traced again, with torch's own layers.
+Before anything is returned the parity gate compares what the graphs compute with eager torch.
 """
 
-import copy
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,12 @@ from coordinator.compiler.metrics import Metric, metric_functions
 from coordinator.compiler.onnx_graph import OPSET
 from coordinator.compiler.onnx_lowering import lower
 from coordinator.compiler.optimizers import optimizer_from
+from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.parity import check_parity
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
-from coordinator.compiler.state import ModelState, model_state
-from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
+from coordinator.compiler.state import ModelState, copied, model_state
+from coordinator.compiler.step import SEED, Recipe
+from coordinator.compiler.torch_form import trace_apply, trace_forwards
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
 from headwater.batch import Array, TensorSignature
 from headwater.errors import CompileError, PlanError
@@ -51,11 +52,15 @@ from headwater.manifest import (
     Manifest,
     Member,
     OptimizerSpec,
+    ParameterGroup,
+    PeakMemory,
     Slot,
+    StepSpec,
 )
 from headwater.plan import FROZEN, WEIGHTS, write_plan
 from headwater.plan_checks import check_graph
 from headwater.safetensors import write_tensors, write_weights
+from headwater.values import batch_values
 
 Progress = Callable[[str], None]
 
@@ -83,11 +88,30 @@ class CompiledPlan:
 
 @dataclass(frozen=True)
 class _Traces:
-    """The traced steps, named as the plan's members."""
+    """What was traced for ONNX, which of its outputs make a member, and the torch members."""
 
-    steps: Mapping[str, TracedStep]
+    training: TracedStep
+    optimizing: TracedStep
+    evaluation: TracedStep
+    torch_steps: Mapping[str, TracedStep]
     state: ModelState
     recipe: Recipe
+
+    @property
+    def cuts(self) -> dict[str, tuple[TracedStep, list[str]]]:
+        """The ONNX members: `(trace, outputs)`."""
+        results = _results(self.recipe)
+        new = [name for name in self.training.outputs if name.startswith("new.")]
+        buffers = [name for name in new if name[4:] in self.state.buffer_names]
+        gradients = [name for name in self.training.outputs if name.startswith("g.")]
+        predicted = list(filter(steps.is_output, self.evaluation.outputs))
+        return {
+            "train.onnx": (self.training, [*new, *results]),
+            "gradients.onnx": (self.training, [*gradients, *buffers, *results]),
+            "apply.onnx": (self.optimizing, list(self.optimizing.outputs)),
+            "evaluate.onnx": (self.evaluation, results),
+            "predict.onnx": (self.evaluation, predicted),
+        }
 
 
 def compile_plan(
@@ -101,14 +125,16 @@ def compile_plan(
     name: str,
     batch_size: int,
     seed: int,
+    options: StepOptions = PLAIN,
+    loss_settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPlan:
     """Compile a training step; the model is copied and keeps its state.
 
     `loss` is a torch.nn.functional name or a function `(output, *targets) -> scalar`, as metrics
     are; `cross_entropy` also takes outputs [batch, time, class] with targets [batch, time].
-    `optimizer` is `{"name", "learning_rate", ...settings}`. `seed` draws the parity gate's data.
-    The same arguments give the same bytes.
+    `optimizer` is `{"name", "learning_rate", ...settings}`; `options` is what else the step does.
+    `seed` draws the parity gate's data. The same arguments give the same bytes.
 
     Raises:
         CompileError: what the model, loss, metrics or optimizer do cannot become a plan, or its
@@ -116,28 +142,28 @@ def compile_plan(
     """
     say = progress or (lambda message: None)
     chosen, learning_rate = optimizer_from(optimizer)
+    weighted = options.weight is not None
     recipe = Recipe(
-        copy.deepcopy(model), loss_function(loss), metric_functions(metrics), chosen,
-        len(inputs), len(targets),
+        copied(model), loss_function(loss, loss_settings, weighted=weighted),
+        metric_functions(metrics), chosen, tuple(signature.name for signature in inputs),
+        len(targets), options,
     )  # fmt: skip
+    if options.weight is not None:
+        targets = [*targets, TensorSignature(options.weight, (), "float32", is_weight=True)]
     say("tracing the evaluation step and the training step")
     traces, inputs, targets = _traced(recipe, loss, inputs, targets)
     say("lowering to ONNX")
-    lowered = {
-        member: decompose(traced, table())
-        for member, traced in traces.steps.items()
-        if member.endswith(".onnx")
-    }
+    lowered = _lowered(traces)
     members = {member: _onnx(traced, member) for member, traced in lowered.items()}
-    for member, traced in traces.steps.items():
-        if member.endswith(".json"):
-            members[member] = to_json(traced.module, traced.inputs, traced.outputs)
+    for member, traced in traces.torch_steps.items():
+        members[member] = to_json(traced.module, traced.inputs, traced.outputs)
     say("comparing the graphs with eager torch")
+    hyperparameters = _hyperparameters(options, learning_rate)
     ports = {m: GraphPort(t.inputs, t.outputs) for m, t in lowered.items()}
     parity = check_parity(
-        recipe, traces.state, members, ports, traces.steps["train.aten.json"],
+        recipe, traces.state, members, ports, traces.torch_steps,
         lambda size, draw: random_batch(inputs, targets, size, seed * 1000 + draw),
-        batch_size, learning_rate,
+        batch_size, hyperparameters,
     )  # fmt: skip
     members |= _tensor_members(traces.state)
     manifest = Manifest(
@@ -153,16 +179,19 @@ def compile_plan(
         targets=tuple(targets),
         metrics=tuple(recipe.metrics),
         optimizer=_optimizer_spec(recipe),
-        hyperparameters={"learning_rate": learning_rate},
+        hyperparameters=hyperparameters,
         uses_seed=SEED in lowered["train.onnx"].inputs,
         batch_size=batch_size,
         graphs=ports,
-        peak_memory_bytes=peak_memory(lowered["train.onnx"], batch_size),
+        peak_memory_bytes=_peak_memory(lowered["train.onnx"], recipe, batch_size),
         parity=parity,
         members={
             member: Member(hashlib.sha256(data).hexdigest(), len(data))
             for member, data in sorted(members.items())
         },
+        step=StepSpec(
+            options.clip_norm, options.clip_value, options.micro_batch_size, options.corrections
+        ),
     )
     return CompiledPlan(manifest, dict(sorted(members.items())))
 
@@ -184,25 +213,35 @@ def _traced(
     optimizing = trace_step(
         lambda t: steps.apply(recipe, t), _apply_examples(recipe, examples), [], recipe.model
     )
+    forward, torch_evaluation = trace_forwards(recipe, examples, batched)
     state = state.with_constants(training)
     training, evaluation = state.renamed(training), state.renamed(evaluation)
     inputs = bounded_inputs(inputs, training)
     targets = bounded_targets(loss, targets, evaluation)
-    results = ["loss", *(f"m.{name}" for name in recipe.metrics)]
-    new = [name for name in training.outputs if name.startswith("new.")]
-    buffers = [name for name in new if name[4:] in state.buffer_names]
-    gradients = [name for name in training.outputs if name.startswith("g.")]
-    train, evaluate = training.select([*new, *results]), evaluation.select(results)
-    members = {
-        "train.onnx": train,
-        "gradients.onnx": training.select([*gradients, *buffers, *results]),
-        "apply.onnx": optimizing.select(optimizing.outputs),
-        "evaluate.onnx": evaluate,
-        "predict.onnx": evaluation.select(["output"]),
-        "train.aten.json": train,
-        "evaluate.aten.json": evaluate,
+    results, forward = _results(recipe), state.renamed(forward)
+    buffers = [name for name in forward.outputs if name.startswith("new.")]
+    torch_steps = {
+        "forward.aten.json": forward.select([*buffers, *results]),
+        "apply.aten.json": trace_apply(recipe),
+        "evaluate.aten.json": state.renamed(torch_evaluation).select(results),
     }
-    return _Traces(members, state, recipe), inputs, targets
+    traces = _Traces(training, optimizing, evaluation, torch_steps, state, recipe)
+    return traces, inputs, targets
+
+
+def _results(recipe: Recipe) -> list[str]:
+    return ["loss", *(f"m.{name}" for name in recipe.metrics)]
+
+
+def _lowered(traces: _Traces) -> dict[str, TracedStep]:
+    """The ONNX members' steps; each trace is decomposed once, as the slowest part of a compile."""
+    done: dict[int, TracedStep] = {}
+    found = {}
+    for member, (trace, outputs) in traces.cuts.items():
+        if id(trace) not in done:
+            done[id(trace)] = decompose(trace, table())
+        found[member] = done[id(trace)].select(outputs)
+    return found
 
 
 def _examples(
@@ -215,17 +254,37 @@ def _examples(
     batch = random_batch(inputs, targets, TRACE_BATCH_SIZE, 0)
     examples = dict(state.values)
     for slot in _optimizer_spec(recipe).slots:
-        examples[slot.value_name] = torch.zeros(slot.shape)
-    examples |= zip(recipe.input_names, map(torch.from_numpy, batch.inputs), strict=True)
-    examples |= zip(recipe.target_names, map(torch.from_numpy, batch.targets), strict=True)
-    return examples | {LEARNING_RATE: torch.tensor(0.1), SEED: torch.tensor(1)}
+        examples[slot.value_name] = torch.full(slot.shape, slot.initial)
+    for name in recipe.added_names:
+        examples[name] = examples[f"p.{name[2:]}"].clone()
+    for name, value in _hyperparameters(recipe.options, 0.1).items():
+        examples[f"h.{name}"] = torch.tensor(value)
+    examples |= {name: torch.from_numpy(array) for name, array in batch_values(batch).items()}
+    return examples | {SEED: torch.tensor(1)}
 
 
 def _apply_examples(recipe: Recipe, examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    kinds = ("o.", "h.", "a.", "c.")
+    taken = {name: value for name, value in examples.items() if name.startswith(kinds)}
     parameters = {f"p.{name}": examples[f"p.{name}"] for name in recipe.parameters}
-    slots = {name: value for name, value in examples.items() if name.startswith("o.")}
     gradients = {f"g.{name}": examples[f"p.{name}"].clone() for name in recipe.parameters}
-    return {**parameters, **slots, **gradients, LEARNING_RATE: examples[LEARNING_RATE]}
+    return {**parameters, **gradients, **taken}
+
+
+def _hyperparameters(options: StepOptions, learning_rate: float) -> dict[str, float]:
+    """Defaults of the values that a job may change without compiling again."""
+    values = {"learning_rate": learning_rate}
+    return values if options.proximal is None else {**values, "proximal": options.proximal}
+
+
+def _peak_memory(train: TracedStep, recipe: Recipe, batch_size: int) -> PeakMemory:
+    """The step's, and where gradients are accumulated one more copy of them."""
+    at_once = recipe.options.micro_batch_size or batch_size
+    peak = peak_memory(train, min(batch_size, at_once))
+    if recipe.options.micro_batch_size is None:
+        return peak
+    accumulators = sum(4 * parameter.numel() for parameter in recipe.parameters.values())
+    return replace(peak, fixed=peak.fixed + accumulators)
 
 
 def _onnx(traced: TracedStep, member: str) -> bytes:
@@ -244,11 +303,15 @@ def _optimizer_spec(recipe: Recipe) -> OptimizerSpec:
     optimizer = recipe.optimizer
     slots = [Slot(name, None, ()) for name in optimizer.scalars]
     slots += [
-        Slot(slot, name, tuple(parameter.shape))
-        for slot in optimizer.slots
+        Slot(slot, name, tuple(parameter.shape), initial)
+        for slot, initial in optimizer.slots.items()
         for name, parameter in recipe.parameters.items()
     ]
-    return OptimizerSpec(optimizer.name, optimizer.settings, tuple(slots))
+    groups = tuple(
+        ParameterGroup(group.optimizer.settings, group.learning_rate_scale, group.names)
+        for group in recipe.groups
+    )
+    return OptimizerSpec(optimizer.name, groups, tuple(slots))
 
 
 def _tensor_members(state: ModelState) -> dict[str, bytes]:

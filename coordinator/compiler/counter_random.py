@@ -1,12 +1,19 @@
 """Random numbers that are a function of a seed and a position, equal on every runtime.
 
 A counter-based generator in the sense of Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as
-easy as 1, 2, 3", SC 2011: no state, so torch on any device and onnxruntime draw the same mask. The
-mixer is two rounds of multiply and shift in the manner of Wellons, "Hash function prospector",
+easy as 1, 2, 3", SC 2011: no state, so torch on any device and onnxruntime draw the same numbers.
+The mixer is two rounds of multiply and shift in the manner of Wellons, "Hash function prospector",
 2018, with odd multipliers below 2**31 so that every product of 32-bit values fits in a signed
-64-bit integer (onnxruntime has no 32-bit unsigned multiplication). Meant for dropout, not for
-privacy.
+64-bit integer (onnxruntime has no 32-bit unsigned multiplication). Meant for dropout and noise, not
+for privacy.
+
+`seed` is an int64 scalar; `site` numbers the places in a model that draw, so that two layers with
+one seed draw apart.
 """
+
+from collections.abc import Sequence
+from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,22 +23,60 @@ _FIRST_MULTIPLIER = 0x7FEB352D
 _SECOND_MULTIPLIER = 0x68E31DA5
 _COUNTER_STRIDE = 0x1E3779B1
 _SITE_STRIDE = 0x3C6EF35F
+_UNIFORM_BITS = 24
+"""As many as float32 holds: a drawn fraction is exact in float32 and float64 alike."""
 
 
-def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], probability: float) -> Tensor:
+_LIBRARY = torch.library.Library("headwater", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "keep_mask(Tensor seed, int site, SymInt[] shape, float probability) -> Tensor"
+)
+
+
+def keep_mask(seed: Tensor, site: int, shape: Sequence[Any], probability: float) -> Tensor:
     """A boolean tensor of `shape`, true with `1 - probability`.
 
-    `seed` is an int64 scalar; `site` numbers the places in a model that draw, so that two layers
-    with one seed draw apart.
+    A trace for torch holds this as one call, any other as arithmetic.
     """
+    mask: Tensor = KEEP_MASK(seed, site, shape, probability)
+    return mask
+
+
+def _keep_mask(seed: Tensor, site: int, shape: Sequence[Any], probability: float) -> Tensor:
+    return (_drawn(seed, site, shape) >= round(probability * 2**32)).reshape(tuple(shape))
+
+
+def uniform(seed: Tensor, site: int, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Fractions 0 <= u < 1 in steps of 2**-24, the same in every floating dtype."""
+    whole = _shifted(_drawn(seed, site, shape), 32 - _UNIFORM_BITS)
+    return whole.reshape(tuple(shape)).to(dtype) * 2.0**-_UNIFORM_BITS
+
+
+def normal(seed: Tensor, site: int, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers, of magnitude below 5.8; equal on all runtimes but for rounding.
+
+    Box, Muller, "A note on the generation of random normal deviates", Annals of Mathematical
+    Statistics, 1958; only the cosine of each pair is used, so that an element depends on its
+    position alone.
+    """
+    pairs = uniform(seed, site, (2, *shape), dtype)
+    radius = ((1.0 - pairs[0]).log() * -2.0).sqrt()
+    return radius * (pairs[1] * (2.0 * pi)).cos()
+
+
+def _drawn(seed: Tensor, site: int, shape: Sequence[Any]) -> Tensor:
+    """A 32-bit number (held in int64) for each element, as a vector."""
     count = 1
     for size in shape:
         count = count * size
     key = _mix((seed & _MASK) ^ ((site * _SITE_STRIDE) & _MASK))
     key = _mix(key ^ (_shifted(seed, 32) & _MASK))
     counter = torch.arange(count, dtype=torch.int64, device=seed.device)
-    drawn = _mix((((counter & _MASK) * _COUNTER_STRIDE) & _MASK) ^ key)
-    return (drawn >= round(probability * 2**32)).reshape(shape)
+    return _mix((((counter & _MASK) * _COUNTER_STRIDE) & _MASK) ^ key)
+
+
+_LIBRARY.impl("keep_mask", _keep_mask, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+KEEP_MASK = torch.ops.headwater.keep_mask.default
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 from coordinator.compiler.convolution_gradients import CONVOLUTION_GRADIENTS
 from coordinator.compiler.normalization_forms import NORMALIZATION_FORMS
 from coordinator.compiler.pooling_forms import POOLING_FORMS
-from headwater.errors import CompileError
 
 aten = torch.ops.aten
 
@@ -24,7 +23,7 @@ hardsigmoid_backward leaky_relu elu elu_backward softplus softplus_backward
 mish mish_backward sigmoid_backward tanh_backward log_sigmoid_forward log_sigmoid_backward
 glu_backward _prelu_kernel _prelu_kernel_backward _softmax_backward_data
 _log_softmax_backward_data native_layer_norm native_layer_norm_backward mse_loss mse_loss_backward
- smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward
+smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward
 binary_cross_entropy binary_cross_entropy_backward soft_margin_loss soft_margin_loss_backward
 nll_loss_forward nll_loss2d_forward nll_loss2d_backward select_backward slice_backward
 diagonal_backward unfold_backward addcmul addcdiv masked_fill rsub linalg_vector_norm
@@ -60,15 +59,69 @@ def embedding_dense_backward(
     gradient: Tensor, indices: Tensor, rows: int, padding_index: int, scale_by_frequency: bool
 ) -> Tensor:
     """Rows added up where their index says."""
-    if scale_by_frequency:
-        raise CompileError("an embedding with scale_grad_by_freq=True is not supported")
     width = gradient.shape[-1]
     flat, values = indices.reshape(-1), gradient.reshape(-1, width)
+    if scale_by_frequency:
+        ones = torch.ones_like(flat).to(values.dtype)
+        counts = torch.zeros(rows, dtype=values.dtype, device=values.device)
+        counts = aten.index_put(counts, [flat], ones, True)
+        values = values / counts[flat].unsqueeze(1)
     if padding_index >= 0:
         values = values * (flat != padding_index).unsqueeze(1).to(values.dtype)
     zeros = torch.zeros((rows, int(width)), dtype=values.dtype, device=values.device)
     found: Tensor = aten.index_put(zeros, [flat], values, True)
     return found
+
+
+def running_product(values: Tensor, dimension: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """cumprod in log2(size) products: Hillis, Steele, "Data parallel algorithms", CACM, 1986."""
+    return _running(torch.mul, values if dtype is None else values.to(dtype), dimension)
+
+
+def running_log_sum(values: Tensor, dimension: int) -> Tensor:
+    """logcumsumexp, likewise."""
+    return _running(_log_of_sum, values, dimension)
+
+
+def _running(join: Callable[[Tensor, Tensor], Tensor], values: Tensor, dimension: int) -> Tensor:
+    size, shift = int(values.shape[dimension]) if values.dim() else 1, 1
+    while shift < size:
+        head = values.narrow(dimension, 0, shift)
+        earlier = values.narrow(dimension, 0, size - shift)
+        later = values.narrow(dimension, shift, size - shift)
+        values = torch.cat([head, join(earlier, later)], dimension)
+        shift *= 2
+    return values
+
+
+def _log_of_sum(left: Tensor, right: Tensor) -> Tensor:
+    larger = torch.maximum(left, right)
+    gap = torch.minimum(left, right) - larger
+    return larger + gap.exp().log1p()
+
+
+def length_of_legs(left: Tensor, right: Tensor) -> Tensor:
+    """hypot."""
+    return (left * left + right * right).sqrt()
+
+
+def larger_number(left: Tensor, right: Tensor) -> Tensor:
+    """fmax: the other where one is not a number."""
+    return _number_of(torch.maximum, left, right)
+
+
+def smaller_number(left: Tensor, right: Tensor) -> Tensor:
+    """fmin."""
+    return _number_of(torch.minimum, left, right)
+
+
+def _number_of(choose: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
+    return torch.where(left.isnan(), right, torch.where(right.isnan(), left, choose(left, right)))
+
+
+def with_sign_of(values: Tensor, signs: Tensor) -> Tensor:
+    """copysign; the sign of -0 counts as positive."""
+    return values.abs() * (1 - 2 * (signs < 0).to(values.dtype))
 
 
 def nll_loss_backward(
@@ -114,6 +167,12 @@ _OURS: dict[Any, Callable[..., Any]] = {
     aten.hardtanh_backward.default: hardtanh_backward,
     aten.hardswish_backward.default: hardswish_backward,
     aten.leaky_relu_backward.default: leaky_relu_backward,
+    aten.cumprod.default: running_product,
+    aten.logcumsumexp.default: running_log_sum,
+    aten.hypot.default: length_of_legs,
+    aten.fmax.default: larger_number,
+    aten.fmin.default: smaller_number,
+    aten.copysign.Tensor: with_sign_of,
     aten.nll_loss_backward.default: nll_loss_backward,
     **CONVOLUTION_GRADIENTS,
     **POOLING_FORMS,

@@ -1,17 +1,20 @@
-"""Metrics: named numbers computed beside the loss, each a mean over the batch."""
+"""Metrics: named numbers computed beside the loss, each a mean over the batch.
+
+Where examples have weights, a metric takes them as its last argument and is the weighted mean.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from coordinator.compiler.losses import class_dimension
+from coordinator.compiler.losses import class_dimension, weighted_mean
 from headwater.errors import CompileError
 
 Metric = Callable[..., Tensor]
 
 
-def accuracy(output: Tensor, target: Tensor) -> Tensor:
+def accuracy(output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """The share of targets whose class has the highest output.
 
     Classes lie where `cross_entropy` looks for them; in sequences every place counts alike.
@@ -19,7 +22,8 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     if target.is_floating_point():
         raise CompileError("the metric accuracy takes class numbers: declare the target int64")
     predicted = output.argmax(class_dimension(output, target))
-    return (predicted == target).float().mean()
+    hits = (predicted == target).float()
+    return hits.mean() if weight is None else weighted_mean(hits, weight)
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy}

@@ -3,7 +3,7 @@
 Only the default operator domain is used. Names are counted, so the same calls give the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,13 @@ def element_type(dtype: torch.dtype) -> int:
 
 
 class GraphBuilder:
-    """Nodes in order, each value named once."""
+    """Nodes in order, each value named once.
 
-    def __init__(self) -> None:
+    A `prefix` keeps the names of a graph inside another apart from those around it.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._initializers: list[onnx.TensorProto] = []
@@ -49,7 +53,7 @@ class GraphBuilder:
         """Add a node with several outputs."""
         key = (kind, outputs, inputs, repr(sorted(attributes.items())))
         if key not in self._known:
-            names = tuple(self._name() for _ in range(outputs))
+            names = tuple(self.name() for _ in range(outputs))
             self._nodes.append(helper.make_node(kind, inputs, names, **attributes))
             self._known[key] = names
         return self._known[key]
@@ -58,7 +62,7 @@ class GraphBuilder:
         """A constant tensor."""
         key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self._constants:
-            name = self._constants[key] = self._name("c")
+            name = self._constants[key] = self.name("c")
             self._initializers.append(numpy_helper.from_array(value, name))
         return self._constants[key]
 
@@ -76,25 +80,71 @@ class GraphBuilder:
         inputs: Sequence[onnx.ValueInfoProto],
         outputs: Sequence[tuple[str, onnx.ValueInfoProto]],
     ) -> onnx.ModelProto:
-        """The finished graph; `outputs` pairs a value with how it is called outside."""
+        """The finished graph in a file; `outputs` pairs a value with how it is called outside."""
+        opset = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(
+            self.graph(name, inputs, outputs),
+            opset_imports=opset, ir_version=IR_VERSION, producer_name=PRODUCER,
+        )  # fmt: skip
+
+    def graph(
+        self,
+        name: str,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[tuple[str, onnx.ValueInfoProto]],
+    ) -> onnx.GraphProto:
+        """The finished graph, for a file or for a node such as Scan; without what nothing reads."""
+        nodes, read = self._needed([value for value, _ in outputs])
         taken: dict[str, str] = {}
-        produced = {output for node in self._nodes for output in node.output}
+        produced = {output for node in nodes for output in node.output}
         for value, info in outputs:
             if value in produced and value not in taken:
                 taken[value] = info.name
             else:
-                self._nodes.append(helper.make_node("Identity", [value], [info.name]))
-        for node in self._nodes:
-            node.input[:] = [taken.get(value, value) for value in node.input]
-            node.output[:] = [taken.get(value, value) for value in node.output]
-        graph = helper.make_graph(
-            self._nodes, name, list(inputs), [info for _, info in outputs], self._initializers
-        )
-        opset = [helper.make_opsetid("", OPSET)]
-        return helper.make_model(
-            graph, opset_imports=opset, ir_version=IR_VERSION, producer_name=PRODUCER
+                nodes.append(helper.make_node("Identity", [value], [info.name]))
+        for node in nodes:
+            _rename(node, taken)
+        constants = [constant for constant in self._initializers if constant.name in read]
+        return helper.make_graph(
+            nodes, name, list(inputs), [info for _, info in outputs], constants
         )
 
-    def _name(self, prefix: str = "v") -> str:
+    def _needed(self, results: Sequence[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+        """The nodes that lead to `results`, in order, and all values that are read.
+
+        onnxruntime would run the others: a translation may look through a node that was made, as a
+        matrix product does through a transposition.
+        """
+        read, kept = set(results), []
+        for node in reversed(self._nodes):
+            if not read.isdisjoint(node.output):
+                kept.append(node)
+                read.update(_values_read(node))
+        return kept[::-1], read
+
+    def within(self) -> "GraphBuilder":
+        """A builder for a graph inside of this one, which may read this one's values."""
+        return GraphBuilder(self.name("b") + ".")
+
+    def name(self, kind: str = "v") -> str:
+        """A name that no other value has."""
         self._count += 1
-        return f"{prefix}{self._count}"
+        return f"{self._prefix}{kind}{self._count}"
+
+
+def _values_read(node: onnx.NodeProto) -> Iterator[str]:
+    """By a node and by the graphs inside of it."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _values_read(inner)
+        yield from (output.name for output in attribute.g.output)
+
+
+def _rename(node: onnx.NodeProto, taken: Mapping[str, str]) -> None:
+    """In the graphs inside of a node too, which read values from outside by name."""
+    node.input[:] = [taken.get(value, value) for value in node.input]
+    node.output[:] = [taken.get(value, value) for value in node.output]
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            _rename(inner, taken)

@@ -140,7 +140,14 @@ def lower(step: TracedStep, name: str) -> onnx.ModelProto:
     Raises:
         CompileError: an operator without a translation, or a form of one.
     """
-    from coordinator.compiler import onnx_kernels, onnx_operators, onnx_shapes  # noqa: F401
+    from coordinator.compiler import (  # noqa: F401 - each registers its translations
+        onnx_indexing,
+        onnx_kernels,
+        onnx_operators,
+        onnx_recurrence,
+        onnx_shapes,
+        onnx_sorting,
+    )
 
     context = Context(step.module)
     inputs = []

@@ -3,6 +3,7 @@
 Operands are converted to the dtype that torch's rules of promotion give, which the trace knows.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from coordinator.compiler.onnx_graph import element_type
 from coordinator.compiler.onnx_lowering import Context, Result, Translation, Value, translates
 
 _UNARY = {
-    "abs": "Abs", "acos": "Acos", "asin": "Asin", "atan": "Atan", "ceil": "Ceil", "cos": "Cos",
+    "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "asin": "Asin", "asinh": "Asinh",
+    "atan": "Atan", "atanh": "Atanh", "ceil": "Ceil", "cos": "Cos",
     "cosh": "Cosh", "erf": "Erf", "exp": "Exp", "floor": "Floor", "log": "Log", "neg": "Neg",
     "reciprocal": "Reciprocal", "relu": "Relu", "round": "Round", "sigmoid": "Sigmoid",
     "sign": "Sign", "sin": "Sin", "sinh": "Sinh", "sqrt": "Sqrt", "tan": "Tan", "tanh": "Tanh",
@@ -156,6 +158,54 @@ def _power(context: Context, base: Any, exponent: Any) -> Result:
     if exponent == 0.5:
         return context.op("Sqrt", name)
     return context.op("Pow", name, context.operand(exponent, dtype))
+
+
+_FACTORS = {"log2": math.log2(math.e), "log10": math.log10(math.e)}
+
+
+@translates("log2.default", "log10.default")
+def _logarithm(context: Context, value: Value) -> Result:
+    dtype = context.result.dtype
+    factor = _FACTORS[context.node.target._opname]  # type: ignore[union-attr]
+    natural = context.op("Log", context.operand(value, dtype))
+    return context.op("Mul", natural, context.scalar(factor, dtype))
+
+
+@translates("exp2.default")
+def _power_of_two(context: Context, value: Value) -> Result:
+    dtype = context.result.dtype
+    return context.op("Pow", context.scalar(2, dtype), context.operand(value, dtype))
+
+
+@translates("erfc.default")
+def _complementary_error(context: Context, value: Value) -> Result:
+    """1 - erf(x): right to rounding of 1, not relative to its own small values."""
+    dtype = context.result.dtype
+    return context.op(
+        "Sub", context.scalar(1, dtype), context.op("Erf", context.operand(value, dtype))
+    )
+
+
+@translates("trunc.default")
+def _whole(context: Context, value: Value) -> Result:
+    name = context.operand(value, context.result.dtype)
+    return context.op("Mul", context.op("Sign", name), context.op("Floor", context.op("Abs", name)))
+
+
+@translates("atan2.default")
+def _angle(context: Context, rise: Value, run: Value) -> Result:
+    """atan(rise / run), half a turn further where run is negative; a quarter where it is 0."""
+    dtype = context.result.dtype
+    first, second = context.operand(rise, dtype), context.operand(run, dtype)
+    zero, half_turn = context.scalar(0, dtype), context.scalar(math.pi, dtype)
+    upper = context.op("GreaterOrEqual", first, zero)
+    turn = context.op("Where", upper, half_turn, context.op("Neg", half_turn))
+    level = context.op("Equal", second, zero)
+    safe = context.op("Where", level, context.scalar(1, dtype), second)
+    angle = context.op("Atan", context.op("Div", first, safe))
+    behind = context.op("Where", context.op("Less", second, zero), turn, zero)
+    quarter = context.op("Mul", context.op("Sign", first), context.scalar(math.pi / 2, dtype))
+    return context.op("Where", level, quarter, context.op("Add", angle, behind))
 
 
 @translates("rsqrt.default")
@@ -319,10 +369,11 @@ def _any(context: Context, value: Value, dimensions: Any = None, keep: bool = Fa
 @translates("argmax.default", "argmin.default")
 def _arg_extreme(context: Context, value: Value, dimension: Any, keep: bool) -> Result:
     kind = "ArgMax" if "argmax" in str(context.node.target) else "ArgMin"
+    name = context.operand(value, torch.int32) if value.dtype == torch.bool else value.name
     if dimension is None:
-        flat = context.reshape(value.name, [-1])
+        flat = context.reshape(name, [-1])
         return context.op(kind, flat, axis=0, keepdims=0)
-    return context.op(kind, value.name, axis=dimension % value.rank, keepdims=int(keep))
+    return context.op(kind, name, axis=dimension % value.rank, keepdims=int(keep))
 
 
 @translates("max.dim", "min.dim")

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from coordinator.compiler.onnx_indexing import scatter_along
 from coordinator.compiler.onnx_lowering import Context, Result, Value, translates
 
 _END = 2**63 - 1
@@ -108,11 +109,13 @@ def _slice_replaced(
     """What lies before, the source, what lies after."""
     axis = dimension % value.rank
     size = value.shape[axis]
+    if start in (0, None) and end in (_END, None) and step == 1:
+        return context.operand(source, value.dtype)  # as in x[:, 0] with an open batch
     if not all(isinstance(v, int | None) for v in (size, start, end)):
         raise context.unsupported("assigning to a slice of the batch is not supported")
     if step != 1:
         places = list(range(size))[slice(start, end, step)]
-        return _scatter_along(context, value, source, axis, context.integers(places), "none")
+        return scatter_along(context, value, source, axis, context.integers(places), "none")
     start = min(start or 0, size) % (size + 1) if (start or 0) >= 0 else size + start
     end = size if end is None else min(end, size) if end >= 0 else size + end
     pieces = []
@@ -123,17 +126,6 @@ def _slice_replaced(
     if end < size:
         pieces.append(_piece(context, value.name, axis, end, size))
     return pieces[0] if len(pieces) == 1 else context.op("Concat", *pieces, axis=axis)
-
-
-def _scatter_along(
-    context: Context, value: Value, source: Value, axis: int, places: str, reduction: str
-) -> str:
-    """Write or add the source's slices along one axis at the places of an int64 vector."""
-    column = context.reshape(places, [-1] + [1] * (value.rank - 1 - axis))
-    indices = context.op("Expand", column, context.op("Shape", source.name))
-    return context.op(
-        "ScatterElements", value.name, indices, source.name, axis=axis, reduction=reduction
-    )
 
 
 def _piece(context: Context, name: str, axis: int, start: int, end: int) -> str:
@@ -246,6 +238,12 @@ def _filled(context: Context, shape: list[Any], fill: Any = 0, *_: Any) -> Resul
     return _repeat(context, fill if isinstance(fill, int | float) else 0, shape)
 
 
+@translates("new_empty_strided.default")
+def _room(context: Context, value: Value, shape: list[Any], *_: Any) -> Result:
+    """Room that torch overwrites in full: the gradient of an assignment."""
+    return _repeat(context, 0, shape)
+
+
 @translates("full_like.default", "zeros_like.default", "ones_like.default")
 def _filled_like(context: Context, value: Value, fill: Any = 0, *_: Any) -> Result:
     name = str(context.node.target)
@@ -273,70 +271,6 @@ def _range(context: Context, *values: Any) -> Result:
     start, end, step = ([0, *given, 1] if bounds == 1 else [*given, 1])[:3]
     dtype = context.result.dtype
     return context.op("Range", *(context.operand(value, dtype) for value in (start, end, step)))
-
-
-@translates("embedding.default")
-def _embedded(context: Context, table: Value, indices: Value, *_: Any) -> Result:
-    return context.op("Gather", table.name, indices.name, axis=0)
-
-
-@translates("index_select.default")
-def _rows(context: Context, value: Value, dimension: int, indices: Value) -> Result:
-    return context.op("Gather", value.name, indices.name, axis=dimension % value.rank)
-
-
-@translates("gather.default")
-def _gathered(context: Context, value: Value, dimension: int, indices: Value, *_: Any) -> Result:
-    return context.op("GatherElements", value.name, indices.name, axis=dimension % value.rank)
-
-
-@translates("index.Tensor")
-def _indexed(context: Context, value: Value, indices: list[Value | None]) -> Result:
-    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
-    if len(given) != 1 or given[0][1].dtype not in (torch.int64, torch.int32):
-        raise context.unsupported("only one integer index tensor at a time is supported")
-    axis, index = given[0]
-    return context.op("Gather", value.name, index.name, axis=axis)
-
-
-@translates("index_put.default")
-def _rows_put(
-    context: Context, value: Value, indices: list[Value | None], source: Value, accumulate: bool
-) -> Result:
-    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
-    if len(given) != 1 or given[0][1].dtype != torch.int64:
-        raise context.unsupported("only one integer index tensor at a time is supported")
-    axis, index = given[0]
-    reduction = "add" if accumulate else "none"
-    if axis and index.rank == 1:
-        return _scatter_along(context, value, source, axis, index.name, reduction)
-    if axis:
-        raise context.unsupported("an index of several dimensions must come first")
-    rows = context.op("Unsqueeze", index.name, context.integers([-1]))
-    return context.op("ScatterND", value.name, rows, source.name, reduction=reduction)
-
-
-@translates("scatter_add.default", "scatter.src")
-def _scattered(
-    context: Context, value: Value, dimension: int, indices: Value, source: Value
-) -> Result:
-    reduction = "add" if "scatter_add" in str(context.node.target) else "none"
-    return context.op(
-        "ScatterElements", value.name, indices.name, source.name,
-        axis=dimension % value.rank, reduction=reduction,
-    )  # fmt: skip
-
-
-@translates("scatter.value")
-def _scattered_number(
-    context: Context, value: Value, dimension: int, indices: Value, number: Any
-) -> Result:
-    source = context.op(
-        "Expand", context.scalar(number, value.dtype), context.op("Shape", indices.name)
-    )
-    return context.op(
-        "ScatterElements", value.name, indices.name, source, axis=dimension % value.rank
-    )
 
 
 @translates("as_strided.default")

@@ -13,8 +13,13 @@ What is compared, and why so:
   that is more: a gradient that is zero in theory (a key's bias in attention) is noise everywhere.
 - The optimizer is compared on equal gradients, over consecutive steps, against torch.optim, since
   Adam divides gradients by their own size and so turns such noise into full steps. One gradient in
-  each tensor is exactly zero, where a lost epsilon becomes 0/0.
-- The whole training step is compared where gradients stand clear of the noise.
+  each tensor is exactly zero, where a lost epsilon becomes 0/0. Anchors and corrections are random,
+  clipping is torch's own, and the first gradients are large enough to be clipped.
+- The whole training step is compared where gradients stand clear of the noise, with a float64 step
+  on float64 gradients: a bias that starts at zero has, after one step, the relative error of its
+  gradient.
+- The torch form runs as a device runs it: the forward pass under autograd, then the optimizer over
+  whole vectors of parameters.
 
 A kink (the sign of a value near zero, the larger of two equal values) can flip by chance; a wrong
 graph fails always. So the gate passes if one of `ATTEMPTS` draws of data passes, but never if a
@@ -30,14 +35,18 @@ import torch
 from torch import Tensor
 
 from coordinator.compiler import step as steps
+from coordinator.compiler.options import StepOptions
 from coordinator.compiler.places import author_line
 from coordinator.compiler.state import ModelState
-from coordinator.compiler.step import LEARNING_RATE, SEED, Recipe
+from coordinator.compiler.step import SEED, Recipe
+from coordinator.compiler.torch_form import TorchForm
 from coordinator.compiler.trace import TracedStep
+from coordinator.compiler.twin import Arrays, Twin
 from headwater.batch import Array, Batch
 from headwater.errors import CompileError, PlanError
 from headwater.graph_runtime import open_session, run_session
 from headwater.manifest import GraphPort
+from headwater.values import batch_values
 
 FACTOR = 10.0
 FLOOR = 2e-6
@@ -48,8 +57,9 @@ BATCH_SIZES = (8, 3, 1)
 _NEGLIGIBLE = 1e-3
 _CLEAR_OF_NOISE = 1e-2
 _SIGNIFICANT_DIGITS = 2
+_ADDED_SCALE = 0.01
+_CLIPPED = 4.0
 
-Arrays = dict[str, Array]
 Draw = Callable[[int, int], Batch]
 
 
@@ -93,14 +103,15 @@ def check_parity(
     state: ModelState,
     members: Mapping[str, bytes],
     ports: Mapping[str, GraphPort],
-    torch_form: TracedStep,
+    traces: Mapping[str, TracedStep],
     draw: Draw,
     batch_size: int,
-    learning_rate: float,
+    hyperparameters: Mapping[str, float],
 ) -> dict[str, float]:
     """Figures for the manifest: distances by quantity, steps, factor and floor.
 
-    `draw(size, number)` gives a batch of random examples.
+    `traces` holds the torch form's steps by member. `draw(size, number)` gives a batch of random
+    examples.
 
     Raises:
         CompileError: a graph does not load, fails, or lies beyond the limit.
@@ -111,7 +122,7 @@ def check_parity(
         graphs = _Graphs(members, ports)
         sizes = [min(size, batch_size) for size in BATCH_SIZES]
         for attempt in range(ATTEMPTS):
-            run = _Run(recipe, state, graphs, torch_form, learning_rate)
+            run = _Run(recipe, state, graphs, TorchForm(recipe, traces), hyperparameters)
             for index, size in enumerate(sizes):
                 run.step(draw(size, attempt * len(sizes) + index), seed=attempt + index)
             run.evaluate(draw(sizes[0], attempt))
@@ -134,28 +145,31 @@ class _Run:
         recipe: Recipe,
         state: ModelState,
         graphs: _Graphs,
-        torch_form: TracedStep,
-        learning_rate: float,
+        torch_form: TorchForm,
+        hyperparameters: Mapping[str, float],
     ) -> None:
         self.recipe = replace(recipe, eager=True)
         self.graphs = graphs
         self.torch_form = torch_form
-        self.learning_rate = learning_rate
+        self.hyperparameters = hyperparameters
         self.ledger = _Ledger()
         self.steps = 0
         self.state = {n: v.clone() for n, v in state.values.items()}
-        names = [f"p.{name}" for name in recipe.parameters]
-        self.twins = [_Twin(self, names, dtype) for dtype in (torch.float32, torch.float64)]
+        self.added = _added(recipe, self.state)
+        self.twins = [
+            Twin(recipe, self.state, self.added, hyperparameters, dtype)
+            for dtype in (torch.float32, torch.float64)
+        ]
         self.slots: Arrays = {
-            f"o.{slot}.{name}": np.zeros(tuple(parameter.shape), np.float32)
-            for slot in recipe.optimizer.slots
+            f"o.{slot}.{name}": np.full(tuple(parameter.shape), initial, np.float32)
+            for slot, initial in recipe.optimizer.slots.items()
             for name, parameter in recipe.parameters.items()
         }
         self.slots |= {f"o.{name}": np.zeros((), np.float32) for name in recipe.optimizer.scalars}
 
     def step(self, batch: Batch, seed: int) -> None:
         """Compare one step from the present state and move on; a batch torch refuses is skipped."""
-        data = _tensors(self.recipe, batch) | {SEED: torch.tensor(seed)}
+        data = _tensors(batch) | {SEED: torch.tensor(seed)}
         try:
             single = _numpy(steps.gradients(self.recipe, self._inputs(data)))
         except (RuntimeError, ValueError) as error:
@@ -167,6 +181,7 @@ class _Run:
         double = _numpy(steps.gradients(self.recipe, _doubled(self._inputs(data))))
         feeds = self._feeds(data)
         self._compare("gradients", self.graphs.run("gradients.onnx", feeds), single, double)
+        self._compare("torch", self.torch_form.gradients(feeds), single, double)
         self._compare_training(feeds, single, double)
         for name in double:
             if name.startswith("new."):
@@ -176,13 +191,14 @@ class _Run:
     def evaluate(self, batch: Batch) -> None:
         """Compare evaluation and prediction at the present state."""
         self.recipe.model.eval()
-        data = _tensors(self.recipe, batch) | {SEED: torch.tensor(0)}
+        data = _tensors(batch) | {SEED: torch.tensor(0)}
         single = _numpy(steps.evaluate(self.recipe, self._inputs(data)))
         double = _numpy(steps.evaluate(self.recipe, _doubled(self._inputs(data))))
         self.recipe.model.train()
         feeds = self._feeds(data)
         found = self.graphs.run("evaluate.onnx", feeds) | self.graphs.run("predict.onnx", feeds)
         self._compare("evaluation", found, single, double)
+        self._compare("torch_evaluation", self.torch_form.evaluate(feeds), single, double)
 
     def _compare(self, what: str, found: Arrays, single: Arrays, double: Arrays) -> None:
         for kind, group in _groups(found).items():
@@ -190,51 +206,41 @@ class _Run:
             self.ledger.record(f"{what}.{kind}", group, {n: single[n] for n in group}, exact)
 
     def _compare_training(self, feeds: Arrays, single: Arrays, double: Arrays) -> None:
-        """The optimizer on equal gradients, then the whole step in both forms."""
-        whole = {
-            "train": self.graphs.run("train.onnx", feeds),
-            "torch_form": _numpy(_run_traced(self.torch_form, feeds)),
-        }
-        gradients = {n: _with_a_zero(a) for n, a in single.items() if n.startswith("g.")}
-        applied = self.graphs.run("apply.onnx", {**feeds, **gradients})
-        expected = [twin.step(gradients) for twin in self.twins]
+        """The optimizer on equal gradients, in both forms, and the whole step."""
+        gradients = {n: a for n, a in single.items() if n.startswith("g.")}
+        trial = _trial(gradients, self.recipe.options, first=self.steps == 0)
+        found = self.graphs.run("train.onnx", feeds)
+        float32, _ = self.twins[0].after(gradients)
+        exact, directions = self.twins[1].after(
+            {n: a for n, a in double.items() if n.startswith("g.")}
+        )
+        clear = _clear(double, directions)
+        self._compare("train", {n: found[n] for n in found if n in double}, single, double)
+        self.ledger.record(
+            "train.parameters",
+            {n: np.where(clear[n], found[n], a) for n, a in exact.items()},
+            {n: np.where(clear[n], float32[n], a) for n, a in exact.items()},
+            exact,
+        )
+        applied = self.graphs.run("apply.onnx", {**feeds, **trial})
+        by_vectors = self.torch_form.apply({**feeds, **trial})
+        float32, exact = (twin.step(trial) for twin in self.twins)
         updated = {n: a for n, a in applied.items() if n.startswith("new.p.")}
-        self.ledger.record("optimizer.parameters", updated, expected[0], expected[1])
-        clear = _clear(double)
-        for what, found in whole.items():
-            self._compare(what, {n: found[n] for n in found if n in double}, single, double)
-            self.ledger.record(
-                f"{what}.parameters",
-                {n: np.where(clear[n], found[n], exact) for n, exact in expected[1].items()},
-                {n: np.where(clear[n], expected[0][n], exact) for n, exact in expected[1].items()},
-                expected[1],
-            )
+        self.ledger.record("optimizer.parameters", updated, float32, exact)
+        self.ledger.record("torch.parameters", by_vectors, float32, exact)
         self.slots = {n[4:]: a for n, a in applied.items() if n.startswith("new.o.")}
-        for name, array in expected[0].items():
-            self.state[name[4:]] = torch.from_numpy(array.copy())
+        for name, array in float32.items():
+            self.state[name[4:]] = torch.from_numpy(array)
 
     def _inputs(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {**{f"p.{n[2:]}" if n[:2] == "f." else n: v for n, v in self.state.items()}, **data}
 
     def _feeds(self, data: Mapping[str, Tensor]) -> Arrays:
-        rate: Arrays = {LEARNING_RATE: np.array(self.learning_rate, np.float32)}
-        return {**_numpy(self.state), **self.slots, **_numpy(data), **rate}
-
-
-class _Twin:
-    """torch.optim in one dtype, over the parameters of the trajectory."""
-
-    def __init__(self, run: _Run, names: list[str], dtype: torch.dtype) -> None:
-        self.parameters = {n: torch.nn.Parameter(run.state[n].to(dtype)) for n in names}
-        self.optimizer = run.recipe.optimizer.eager(self.parameters.values(), run.learning_rate)
-
-    def step(self, gradients: Arrays) -> Arrays:
-        """The parameters after a step with these gradients."""
-        for name, parameter in self.parameters.items():
-            gradient = torch.from_numpy(gradients[f"g.{name[2:]}"])
-            parameter.grad = gradient.to(parameter.dtype)
-        self.optimizer.step()
-        return {f"new.{n}": p.detach().numpy().copy() for n, p in self.parameters.items()}
+        scalars: Arrays = {
+            f"h.{name}": np.array(value, np.float32) for name, value in self.hyperparameters.items()
+        }
+        tensors = _numpy({**self.state, **self.added, **data})
+        return {**tensors, **self.slots, **scalars}
 
 
 def _groups(found: Arrays) -> dict[str, Arrays]:
@@ -271,34 +277,47 @@ def _distance(found: Arrays, exact: Arrays, what: str) -> float:
     return worst
 
 
-def _clear(double: Arrays) -> dict[str, Any]:
-    """Which elements have a gradient well above rounding noise, and were not set to zero."""
-    gradients = {n: np.abs(a) for n, a in double.items() if n.startswith("g.")}
-    scale = _CLEAR_OF_NOISE * max(
-        (float(a.max(initial=0.0)) for a in gradients.values()), default=0
-    )
-    masks = {f"new.p.{n[2:]}": a > scale for n, a in gradients.items()}
-    for mask in masks.values():
-        mask.reshape(-1)[:1] = False
-    return masks
+def _clear(double: Arrays, directions: Arrays) -> dict[str, Any]:
+    """Which elements have a gradient well above rounding noise, and still have it when the step's
+    other terms were added."""
+    gradients = {f"new.p.{n[2:]}": a for n, a in double.items() if n.startswith("g.")}
+    masks = [_above_noise(gradients), _above_noise(directions)]
+    return {name: masks[0][name] & masks[1][name] for name in gradients}
 
 
-def _with_a_zero(gradient: Array) -> Array:
-    copy = gradient.copy()
-    copy.reshape(-1)[:1] = 0
-    return copy
+def _above_noise(gradients: Arrays) -> dict[str, Any]:
+    sizes = {name: np.abs(array) for name, array in gradients.items()}
+    largest = max((float(size.max(initial=0.0)) for size in sizes.values()), default=0)
+    return {name: size > _CLEAR_OF_NOISE * largest for name, size in sizes.items()}
 
 
-def _run_traced(traced: TracedStep, feeds: Arrays) -> dict[str, Tensor]:
-    with torch.no_grad():
-        arguments = [torch.from_numpy(np.array(feeds[name])) for name in traced.inputs]
-        return dict(zip(traced.outputs, traced.module(*arguments), strict=True))
+def _added(recipe: Recipe, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Random anchors near the weights, and random corrections."""
+    draw = torch.Generator().manual_seed(0)
+    noise = {
+        name: _ADDED_SCALE * torch.randn(state[f"p.{name[2:]}"].shape, generator=draw)
+        for name in recipe.added_names
+    }
+    return {n: v + state[f"p.{n[2:]}"] if n[0] == "a" else v for n, v in noise.items()}
 
 
-def _tensors(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
-    names = recipe.input_names + recipe.target_names
-    arrays = batch.inputs + batch.targets
-    return {n: torch.from_numpy(np.asarray(a)) for n, a in zip(names, arrays, strict=True)}
+def _trial(gradients: Arrays, options: StepOptions, *, first: bool) -> Arrays:
+    """The gradients with one zero in each tensor; the first ones are large enough to be clipped."""
+    flat = np.concatenate([np.asarray(a, np.float64).reshape(-1) for a in gradients.values()])
+    limit, order = options.clip_norm or options.clip_value, 2 if options.clip_norm else np.inf
+    size = float(np.linalg.norm(flat, order)) if limit and first else 0.0
+    scale = _CLIPPED * limit / size if limit and size else 1.0
+    return {name: _trial_of(array, scale) for name, array in gradients.items()}
+
+
+def _trial_of(gradient: Array, scale: float) -> Array:
+    scaled = np.asarray(gradient, np.float32) * np.float32(scale)
+    scaled.reshape(-1)[:1] = 0
+    return np.asarray(scaled)
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.asarray(a)) for name, a in batch_values(batch).items()}
 
 
 def _doubled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

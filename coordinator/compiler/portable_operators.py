@@ -18,7 +18,7 @@ def _operator(schema: str, shape: Callable[..., Any]) -> Callable[..., Any]:
     name = "headwater::" + schema.partition("(")[0]
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        torch.library.impl(name, "CompositeExplicitAutograd", function, lib=_LIBRARY)  # type: ignore[call-overload]
+        torch.library.impl(name, "CompositeExplicitAutograd", function, lib=_LIBRARY)
         torch.library.register_fake(name, shape, lib=_LIBRARY)
         return function
 

@@ -1,64 +1,73 @@
 """Forms of torch functions that every runtime computes alike, in force while a model is traced.
 
-Replaced are functions that draw random numbers (dropout), fuse what has no portable backward
-(attention) or loop in native code (recurrent layers). Autograd differentiates the replacements.
+Replaced are functions that draw random numbers (dropout, noise), fuse what has no portable backward
+(attention), fix the batch while they are traced (padding, resampling) or loop in native code
+(recurrent layers). Autograd differentiates the replacements.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.modules import transformer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from coordinator.compiler.counter_random import keep_mask
+from coordinator.compiler import portable, resampling
+from coordinator.compiler.attention import attention
 from coordinator.compiler.layer_forms import (
     batch_norm_forward,
     local_response_norm,
     same_convolution,
 )
-from headwater.errors import CompileError
+from coordinator.compiler.padding import padded
+from coordinator.compiler.randomness import DRAWING, Draws
+from coordinator.compiler.recurrent_functions import RecurrentFunctions
 
 _ATTENTION = F.scaled_dot_product_attention
-_DROPOUTS = {
-    F.dropout: False, torch.dropout: False, F.dropout1d: True, F.dropout2d: True,
-    F.dropout3d: True, torch.feature_dropout: True, F.alpha_dropout: None,
-    F.feature_alpha_dropout: None,
+_SPELLED_OUT: dict[Any, Callable[..., Any]] = {
+    **resampling.FUNCTIONS, **portable.FUNCTIONS, F.pad: padded,
+    F.local_response_norm: local_response_norm,
+    **{one: partial(same_convolution, one, padded) for one in (F.conv1d, F.conv2d, F.conv3d)},
 }  # fmt: skip
-"""Whether whole channels are dropped; None for forms that are not supported."""
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+"""Functions that draw nothing, in other functions."""
+
 _BATCH_NORMS = (_BatchNorm, nn.SyncBatchNorm)
 """Without a process group the latter is the former."""
-_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
-MASKED_SCORE = -1e30
-"""Added to attention scores that must not count; unlike minus infinity it makes no NaN."""
+_Patch = tuple[Any, str, Any]
+_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
 class PortableFunctions(TorchFunctionMode):
-    """While entered, dropout draws from `seed` (int64 scalar) and fused functions are spelled out.
+    """While entered, random numbers follow from `seed` (int64 scalar) and fused functions are
+    spelled out.
 
     With `only_random`, functions that draw nothing run as torch has them: eager torch with the same
-    masks, the yardstick of the parity gate. `sites` counts the places that drew.
+    random numbers, the yardstick of the parity gate.
     """
 
     def __init__(self, seed: Tensor, only_random: bool = False) -> None:
         super().__init__()
-        self.seed = seed
+        self.draws = Draws(seed)
         self.only_random = only_random
-        self.sites = 0
-        self._replaced: list[tuple[type[nn.Module], Callable[..., Any]]] = []
+        self._entered = 0
+        self._passes = False
+        self._saved: list[_Patch] = []
+        self._recurrences = RecurrentFunctions(self.draws.dropped, native=only_random)
 
     def __enter__(self) -> "PortableFunctions":
-        # F.multi_head_attention_forward runs outside of the mode: reach its attention by name
-        F.scaled_dot_product_attention = self._attention
-        if not self.only_random:
-            self._replaced = [(kind, kind.forward) for kind in _BATCH_NORMS]
-            for kind in _BATCH_NORMS:
-                kind.forward = batch_norm_forward  # type: ignore[assignment]
+        if not self._entered:
+            patches = self._patches()
+            self._saved = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
+            _set(patches)
+            self._recurrences.__enter__()
+        self._entered += 1
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -68,212 +77,72 @@ class PortableFunctions(TorchFunctionMode):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        F.scaled_dot_product_attention = _ATTENTION
-        for replaced, forward in self._replaced:
-            replaced.forward = forward
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._entered -= 1
+        if not self._entered:
+            _set(self._saved)
+            self._recurrences.__exit__()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Divert the functions named above; run all others as they are."""
         kwargs = kwargs or {}
-        if func in _DROPOUTS:
-            return self._diverted_dropout(func, *args, **kwargs)
-        if func is _ATTENTION:
-            return self._attention(*args, **kwargs)
-        if func is F.pad and not self.only_random:
-            return _padded(*args, **kwargs)
-        if func in _CONVOLUTIONS and not self.only_random:
-            return same_convolution(func, _padded, *args, **kwargs)
-        if func is F.local_response_norm and not self.only_random:
-            return local_response_norm(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name in _CELLS and len(args) == 9:
-            draws = args[5] and args[6]
-            if draws or not self.only_random:
-                return self._recurrent(name, *args)
+        if func is torch._nested_tensor_from_mask_left_aligned:
+            return False  # a transformer encoder then keeps padded sequences as they are
+        if func in DRAWING:
+            return DRAWING[func](self.draws, *args, **kwargs)
+        if func is _ATTENTION and (not self.only_random or _drops(*args, **kwargs)):
+            return attention(self.draws, *args, **kwargs)
+        if func in _SPELLED_OUT and not self.only_random:
+            return _SPELLED_OUT[func](*args, **kwargs)
+        if self._recurrences.takes(func, args):
+            return self._recurrences.call(func, args)
+        if getattr(func, "__module__", None) == F.__name__ and hasattr(func, "__code__"):
+            self._passes = True
+            with self:
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _diverted_dropout(
-        self,
-        func: Callable[..., Any],
-        input: Tensor,  # noqa: A002 - torch's name
-        p: float = 0.5,
-        training: bool | None = None,
-        inplace: bool = False,
-        train: bool | None = None,
-    ) -> Tensor:
-        active = train if train is not None else training if training is not None else True
-        if not active:
-            return input
-        by_channel = _DROPOUTS[func]
-        if by_channel is None:
-            raise CompileError(
-                f"{getattr(func, '__name__', func)} is not supported: use dropout instead"
-            )
-        return self._dropout(input, p, by_channel)
-
-    def _dropout(self, values: Tensor, probability: float, by_channel: bool = False) -> Tensor:
-        if probability == 0:
-            return values
-        if not 0 < probability < 1:
-            raise CompileError(f"dropout with probability {probability}: expected 0 <= p < 1")
-        self.sites += 1
-        shape = tuple(values.shape)
-        if by_channel:
-            shape = (*shape[:2], *(1,) * (len(shape) - 2))
-        keep = keep_mask(self.seed, self.sites, shape, probability)
-        return values * (keep.to(values.dtype) * (1.0 / (1.0 - probability)))
-
-    def _attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        if self.only_random and not dropout_p:
-            return _ATTENTION(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
-                enable_gqa=enable_gqa,
-            )  # fmt: skip
-        if enable_gqa:
-            repeats = query.shape[-3] // key.shape[-3]
-            key, value = (part.repeat_interleave(repeats, -3) for part in (key, value))
-        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(
-            -2, -1
-        )
-        if is_causal:
-            shape = (query.shape[-2], key.shape[-2])
-            scores = scores + _scores_where_not(
-                torch.ones(shape, dtype=torch.bool, device=query.device).tril(), scores
-            )
-        if attn_mask is not None:
-            masked = attn_mask.dtype == torch.bool
-            scores = scores + (_scores_where_not(attn_mask, scores) if masked else attn_mask)
-        return self._dropout(torch.softmax(scores, -1), dropout_p) @ value
-
-    def _recurrent(
-        self,
-        kind: str,
-        inputs: Tensor,
-        states: Any,
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        layers: int,
-        dropout: float,
-        training: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, ...]:
-        """Layers unrolled over time, with one input projection for all the steps."""
-        directions = 2 if bidirectional else 1
-        per_run = len(weights) // (layers * directions)
-        if per_run != (4 if has_biases else 2):
-            raise CompileError(f"{kind} with projections (proj_size) is not supported")
-        sequence = inputs.transpose(0, 1) if batch_first else inputs
-        pair = states if kind == "lstm" else (states,)
-        finals: list[tuple[Tensor, ...]] = []
-        for layer in range(layers):
-            outputs = []
-            for direction in range(directions):
-                run = layer * directions + direction
-                steps, final = _unrolled(
-                    kind, sequence, tuple(state[run] for state in pair),
-                    weights[run * per_run : (run + 1) * per_run], direction == 1,
-                )  # fmt: skip
-                outputs.append(steps)
-                finals.append(final)
-            sequence = torch.cat(outputs, -1) if directions == 2 else outputs[0]
-            if dropout and training and layer < layers - 1:
-                sequence = self._dropout(sequence, dropout)
-        output = sequence.transpose(0, 1) if batch_first else sequence
-        return (output, *(torch.stack(list(state)) for state in zip(*finals, strict=True)))
-
-
-def _padded(
-    input: Tensor,  # noqa: A002 - torch's name
-    pad: Sequence[int],
-    mode: str = "constant",
-    value: float | None = None,
-) -> Tensor:
-    """Padding by joining or by indices: torch's own constant_pad_nd fixes the batch while it is
-    traced, and its other kernels have no counterpart in ONNX.
-    """
-    for pair in range(len(pad) // 2):
-        axis = input.dim() - 1 - pair
-        low, high = pad[2 * pair : 2 * pair + 2]
-        if mode != "constant":
-            positions = _positions(int(input.shape[axis]), low, high, mode)
-            input = input.index_select(axis, torch.tensor(positions, device=input.device))  # noqa: A001
-            continue
-        input = input.narrow(axis, max(-low, 0), input.shape[axis] - max(-low, 0) - max(-high, 0))  # noqa: A001
-        sides = [
-            input.new_full((*input.shape[:axis], size, *input.shape[axis + 1 :]), value or 0.0)
-            for size in (max(low, 0), max(high, 0))
+    def _patches(self) -> list[_Patch]:
+        """Names in torch that are bound anew: places that a mode cannot see."""
+        norms = () if self.only_random else _BATCH_NORMS
+        return [
+            *((kind, "forward", batch_norm_forward) for kind in norms),
+            *((F, name, self._check(getattr(torch.overrides, name))) for name in _CHECKS),
+            (Distribution, "_validate_args", False),
+            (transformer, "_detect_is_causal_mask", _is_said_to_be_causal),
         ]
-        kept = [part for part in (sides[0], input, sides[1]) if part.shape[axis] != 0]
-        input = torch.cat(kept, axis)  # noqa: A001
-    return input
+
+    def _check(self, original: Callable[..., bool]) -> Callable[..., bool]:
+        """What functions of torch.nn.functional ask first: whether a mode wants to see the call.
+
+        They are seen twice, as a whole and then, here let pass, by the calls of their bodies: torch
+        itself would run the body of multi_head_attention_forward outside of any mode.
+        """
+
+        def check(*arguments: Any) -> bool:
+            passes, self._passes = self._passes, False
+            return not passes and original(*arguments)
+
+        return check
 
 
-def _positions(size: int, low: int, high: int, mode: str) -> list[int]:
-    """Which elements of a dimension stand in the padded one."""
-    if mode == "circular":
-        return [position % size for position in range(-low, size + high)]
-    if mode == "replicate":
-        return [min(max(position, 0), size - 1) for position in range(-low, size + high)]
-    if mode == "reflect" and max(low, high) < size:
-        last = size - 1
-        return [last - abs(last - abs(position)) for position in range(-low, size + high)]
-    raise CompileError(
-        f"padding a dimension of {size} by {low} and {high} in mode {mode!r} is not possible: "
-        "the modes are constant, reflect (by less than the size), replicate and circular"
-    )
+def _is_said_to_be_causal(
+    mask: Tensor | None, is_causal: bool | None = None, size: int | None = None
+) -> bool:
+    """In place of torch's look at the mask's values: the mask is applied in any case."""
+    return is_causal is True
 
 
-def _scores_where_not(allowed: Tensor, scores: Tensor) -> Tensor:
-    """0 where attention is allowed and a large negative score elsewhere; added, not selected."""
-    return (~allowed).to(scores.dtype) * MASKED_SCORE
+def _set(patches: list[_Patch]) -> None:
+    for owner, name, value in patches:
+        setattr(owner, name, value)
 
 
-def _unrolled(
-    kind: str,
-    sequence: Tensor,
-    state: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
-    backwards: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    input_weight, hidden_weight, *biases = weights
-    input_bias, hidden_bias = biases or (None, None)
-    projected = F.linear(sequence, input_weight, input_bias).unbind(0)
-    count = len(projected)
-    steps: list[Tensor] = [sequence] * count
-    for time in reversed(range(count)) if backwards else range(count):
-        recurrent = F.linear(state[0], hidden_weight, hidden_bias)
-        state = _cell(kind, projected[time], recurrent, state)
-        steps[time] = state[0]
-    return torch.stack(steps), state
-
-
-def _cell(
-    kind: str, projected: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """One time step, in the gate order of torch.nn.LSTM, GRU and RNN."""
-    if kind == "lstm":
-        entry, forget, candidate, output = (projected + recurrent).chunk(4, -1)
-        memory = forget.sigmoid() * state[1] + entry.sigmoid() * candidate.tanh()
-        return output.sigmoid() * memory.tanh(), memory
-    if kind == "gru":
-        width = recurrent.shape[-1] // 3
-        gates = (projected[..., : 2 * width] + recurrent[..., : 2 * width]).sigmoid()
-        reset, update = gates.chunk(2, -1)
-        candidate = (projected[..., 2 * width :] + reset * recurrent[..., 2 * width :]).tanh()
-        return (candidate + update * (state[0] - candidate),)
-    total = projected + recurrent
-    return (total.tanh() if kind == "rnn_tanh" else total.relu(),)
+def _drops(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0,
+    *_: Any, **__: Any,
+) -> bool:  # fmt: skip
+    """Whether a call of attention draws random numbers."""
+    return dropout_p > 0

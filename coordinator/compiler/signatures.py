@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from coordinator.compiler.losses import CLASSIFICATION, Loss, class_dimension
 from coordinator.compiler.trace import TracedStep
-from headwater.batch import Array, Batch, TensorSignature
+from headwater.batch import Array, Batch, TensorSignature, batch_of
 from headwater.errors import CompileError
 
 _DEFAULT_MAXIMUM = 2
@@ -21,11 +21,15 @@ DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 def random_batch(
     inputs: Sequence[TensorSignature], targets: Sequence[TensorSignature], size: int, seed: int
 ) -> Batch:
-    """Values that the signatures allow: normal floats, uniform integers below the maximum."""
+    """Values that the signatures allow: normal floats, uniform integers below the maximum.
+
+    The examples' weights lie between 0.5 and 1.5.
+    """
     draw = np.random.default_rng(seed)
-    return Batch(
-        tuple(_drawn(signature, size, draw) for signature in inputs),
-        tuple(_drawn(signature, size, draw) for signature in targets),
+    return batch_of(
+        [_drawn(signature, size, draw) for signature in inputs],
+        [_drawn(signature, size, draw) for signature in targets],
+        targets,
     )
 
 
@@ -35,6 +39,8 @@ def _drawn(signature: TensorSignature, size: int, draw: np.random.Generator) -> 
             f"{signature.name!r} has dtype {signature.dtype!r}; allowed: {', '.join(DTYPES)}"
         )
     shape = (size, *signature.shape)
+    if signature.is_weight:
+        return draw.random(shape, np.float32) + np.float32(0.5)
     if signature.dtype == "float32":
         return draw.standard_normal(shape, np.float32)
     high = 2 if signature.dtype == "bool" else signature.maximum or _DEFAULT_MAXIMUM
@@ -83,7 +89,8 @@ def bounded_targets(
     Raises:
         CompileError: the stated maximum is another number.
     """
-    if not (isinstance(loss, str) and loss in CLASSIFICATION) or not targets:
+    by_class = isinstance(loss, str) and loss in CLASSIFICATION
+    if not by_class or not targets or targets[0].dtype == "float32":
         return tuple(targets)
     output: Tensor = evaluation.results["output"].meta["val"]
     nodes = dict(zip(evaluation.inputs, evaluation.placeholders, strict=True))

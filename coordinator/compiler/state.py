@@ -1,5 +1,6 @@
 """A model's tensors: which train, which are averaged, which never change."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -87,6 +88,15 @@ class ModelState:
         kept = [name for name in traced.outputs if name.removeprefix(_NEW) not in self.constants]
         inputs = [f"f.{n[2:]}" if n in self.constants else n for n in traced.inputs]
         return replace(traced, inputs=tuple(inputs)).select(kept, prune=False)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy. Tensors that modules computed from parameters and keep, as the deprecated
+    weight_norm does, lose their history, which torch does not copy.
+    """
+    kept = (value for module in model.modules() for value in vars(module).values())
+    computed = [v for v in kept if isinstance(v, Tensor) and not v.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in computed})
 
 
 def model_state(recipe: Recipe) -> ModelState:

@@ -1,7 +1,8 @@
 """The author's model as pure step functions over named tensors: gradients, optimizer, evaluation.
 
 Names are those of the plan's graphs: `p.` state, `f.` frozen, `o.` optimizer, `g.` gradients,
-`x0`.. inputs, `y0`.. targets, `h.learning_rate`, `seed`; `new.` marks the state after the step.
+`x0`.. inputs, `y0`.. targets, `w` the examples' weights, `h.` hyperparameters, `a.` the weights at
+the round's start, `c.` corrections, `seed`; `new.` marks the state after the step.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,27 +16,31 @@ from torch.func import functional_call
 from coordinator.compiler.losses import checked_loss, shape_of
 from coordinator.compiler.metrics import Metric
 from coordinator.compiler.optimizers import Optimizer
+from coordinator.compiler.optimizers.groups import ParameterGroup, parameter_groups
+from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.rewrites import PortableFunctions
+from coordinator.compiler.update import update
 from headwater.errors import CompileError
 
-LEARNING_RATE = "h.learning_rate"
 SEED = "seed"
+WEIGHT = "w"
 
 Named = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an author brings: the parts of a training step."""
+    """What an author brings: the parts of a training step; `inputs` are the author's names."""
 
     model: nn.Module
     loss: Callable[..., Tensor]
     metrics: Mapping[str, Metric]
     optimizer: Optimizer
-    input_count: int
+    inputs: tuple[str, ...]
     target_count: int
+    options: StepOptions = PLAIN
     eager: bool = False
-    """Run torch's own attention and recurrent layers, as the yardstick of the parity gate does."""
+    """Run torch's own attention and recurrent layers: for torch, and as the gate's yardstick."""
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -45,30 +50,52 @@ class Recipe:
     @property
     def input_names(self) -> list[str]:
         """`x0`, `x1`, ..."""
-        return [f"x{index}" for index in range(self.input_count)]
+        return [f"x{index}" for index in range(len(self.inputs))]
 
     @property
     def target_names(self) -> list[str]:
-        """`y0`, `y1`, ..."""
-        return [f"y{index}" for index in range(self.target_count)]
+        """`y0`, `y1`, ... and last `w`, where the examples are weighted."""
+        names = [f"y{index}" for index in range(self.target_count)]
+        return [*names, WEIGHT] if self.options.weight is not None else names
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """The trainable parameters by what the optimizer does with them."""
+        return parameter_groups(self.optimizer, self.options.groups, list(self.parameters))
+
+    @property
+    def added_names(self) -> list[str]:
+        """The inputs that the options add for each parameter: `a.` anchors, `c.` corrections."""
+        kinds = ["a"] * (self.options.proximal is not None) + ["c"] * self.options.corrections
+        return [f"{kind}.{name}" for kind in kinds for name in self.parameters]
 
 
 class _Forward(nn.Module):
     """Reads the buffers after the forward pass, so that `self.buffer = new` is seen like `add_`."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner = recipe.model
+        self._call = recipe.options.call
+        self._names = recipe.inputs
 
     def forward(self, *inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        output = self.inner(*inputs)
+        named = dict(zip(self._names, inputs, strict=True))
+        match self._call:
+            case "keywords":
+                output = self.inner(**named)
+            case "dictionary":
+                output = self.inner(named)
+            case _:
+                output = self.inner(*inputs)
         return output, dict(self.inner.named_buffers())
 
 
 def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """One forward pass: `({"output", "loss", "m."...}, buffers afterwards)`.
 
-    Buffers are copied first, since models write them in place.
+    An output of several tensors gives `output.NAME` for each. Buffers are copied first, since
+    models write them in place.
     """
     buffers = {name for name, _ in recipe.model.named_buffers()}
     state = {
@@ -79,15 +106,20 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
     inputs = tuple(tensors[name] for name in recipe.input_names)
     targets = [tensors[name] for name in recipe.target_names]
     with PortableFunctions(tensors[SEED], only_random=recipe.eager):
-        output, after = functional_call(_Forward(recipe.model), state, inputs)
+        output, after = functional_call(_Forward(recipe), state, inputs)
         loss = checked_loss(recipe.loss(output, *targets))
         results = {"loss": loss}
         for name, metric in recipe.metrics.items():
             value = metric(_detached(output), *targets)
             results[f"m.{name}"] = _scalar(name, value).to(torch.float32)
-    if isinstance(output, Tensor):
-        results["output"] = output
-    return results, after
+    return results | _outputs("output", output), after
+
+
+def differentiable(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
+    """The forward half of `gradients`: the loss, the metrics and `new.p.` of each buffer."""
+    results, buffers = forward(recipe, tensors)
+    outputs = {f"new.p.{name}": value.detach() for name, value in buffers.items()}
+    return outputs | {n: value for n, value in results.items() if not is_output(n)}
 
 
 def gradients(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
@@ -101,23 +133,13 @@ def gradients(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
         )
     outputs = {f"g.{name}": value for name, value in zip(names, found, strict=True)}
     outputs |= {f"new.p.{name}": value.detach() for name, value in buffers.items()}
-    return outputs | {n: value.detach() for n, value in results.items() if n != "output"}
+    figures = {n: value.detach() for n, value in results.items() if not is_output(n)}
+    return outputs | figures
 
 
 def apply(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
-    """The optimizer's step: `new.p.` and `new.o.` from `p.`, `o.`, `g.` and the learning rate."""
-    optimizer = recipe.optimizer
-    scalars, shared = optimizer.advance([tensors[f"o.{name}"] for name in optimizer.scalars])
-    results = {f"new.o.{n}": s for n, s in zip(optimizer.scalars, scalars, strict=True)}
-    for name in recipe.parameters:
-        slots = [tensors[f"o.{slot}.{name}"] for slot in optimizer.slots]
-        new, new_slots = optimizer.update(
-            tensors[f"p.{name}"], tensors[f"g.{name}"], slots, shared, tensors[LEARNING_RATE]
-        )
-        results[f"new.p.{name}"] = new
-        for slot, value in zip(optimizer.slots, new_slots, strict=True):
-            results[f"new.o.{slot}.{name}"] = value
-    return results
+    """The optimizer's step: `new.p.` and `new.o.` from `p.`, `o.`, `g.` and the hyperparameters."""
+    return update(recipe.groups, recipe.options, tensors)
 
 
 def train(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
@@ -130,9 +152,31 @@ def evaluate(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
     """The model's output, the loss and the metrics; the model must be in evaluation mode."""
     with torch.no_grad():
         results, _ = forward(recipe, tensors)
-    if "output" not in results:
-        raise CompileError("the model's output is not one tensor: return one tensor from forward")
+    if not any(map(is_output, results)):
+        raise CompileError(
+            "the model's output holds no tensor: return a tensor from forward, or a tuple, list or "
+            "dictionary of tensors"
+        )
     return results
+
+
+def is_output(name: str) -> bool:
+    """Whether a result is the model's output, or one of its tensors."""
+    return name == "output" or name.startswith("output.")
+
+
+def _outputs(name: str, value: Any) -> dict[str, Tensor]:
+    """The tensors of an output by name: keys of dictionaries and places in tuples and lists."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    parts: dict[str, Tensor] = {}
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            parts |= _outputs(f"{name}.{key}", part)
+    elif isinstance(value, tuple | list):
+        for index, part in enumerate(value):
+            parts |= _outputs(f"{name}.{index}", part)
+    return parts
 
 
 def _detached(output: Any) -> Any:

@@ -1,9 +1,9 @@
 """Traces a pure step function into one flat graph of ATen operators.
 
 The step maps named tensors to named tensors. Autograd runs inside the trace, so the backward pass
-and the optimizer become operators like any other. Only the batch dimension is symbolic. The one
-traced graph serves both lowerings: as it is for torch (native backward kernels) and, decomposed
-further, for ONNX.
+and the optimizer become operators like any other. Only the batch dimension is symbolic. Such a
+trace is decomposed further for ONNX. For torch a step is traced as it is called, before autograd
+and with the operators that torch has kernels for; the device differentiates it.
 """
 
 import logging
@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from coordinator.compiler.aten_form import functional
+from coordinator.compiler.functional import functional
 from coordinator.compiler.places import PlaceKeepingInterpreter, Places, author_line, place
+from headwater.aten_operators import ATEN_OPERATORS, DROPOUT_ARGUMENTS, STATISTICS_OPERATORS
 from headwater.errors import CompileError
 
 TRACE_BATCH_SIZE = 11
@@ -60,7 +62,7 @@ class TracedStep:
         results = graph.graph_copy(self.module.graph, copies)
         by_name = dict(zip(self.outputs, results, strict=True))  # type: ignore[arg-type]
         graph.output([by_name[name] for name in kept])
-        graph.eliminate_dead_code()
+        graph.eliminate_dead_code(_has_effect)
         inputs = []
         for name, old in zip(self.inputs, self.placeholders, strict=True):
             if copies[old].users or not prune:
@@ -98,6 +100,36 @@ def trace_step(
         CompileError: control flow that depends on data, a fixed batch size, operators that draw
             random numbers or half precision.
     """
+    module, names = _recorded(step, examples, batched, modules, {})
+    with _quiet():
+        module = functional(module)
+    module.graph.eliminate_dead_code()
+    return TracedStep(module, tuple(examples), names)
+
+
+def trace_forward(
+    step: Step, examples: Mapping[str, Tensor], batched: Sequence[str], modules: nn.Module
+) -> TracedStep:
+    """Trace a step for torch: layers are one operator each, and writes stay in place.
+
+    Raises:
+        CompileError: as `trace_step`.
+    """
+    module, names = _recorded(
+        step, examples, batched, modules,
+        {"pre_dispatch": True, "decomposition_table": _parts_of_composites()},
+    )  # fmt: skip
+    return TracedStep(module, tuple(examples), names)
+
+
+def _recorded(
+    step: Step,
+    examples: Mapping[str, Tensor],
+    batched: Sequence[str],
+    modules: nn.Module,
+    options: Mapping[str, Any],
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """The graph that make_fx records, and the names of its outputs."""
     names: list[str] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
@@ -110,14 +142,30 @@ def trace_step(
     fakes = [_fake(mode, tensor, name in batched) for name, tensor in examples.items()]
     places = Places(modules)
     with _explained(places), _quiet(), mode, places:
-        module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+        module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True, **options)(*fakes)
     if batched:
         _check_batch(fakes[list(examples).index(batched[0])])
     _check_operators(module.graph)
-    with _quiet():
-        module = functional(module)
-    module.graph.eliminate_dead_code()
-    return TracedStep(module, tuple(examples), tuple(names))
+    return module, tuple(names)
+
+
+@cache
+def _parts_of_composites() -> dict[OpOverload, Callable[..., Any]]:
+    """How to take apart what torch composes of other operators and devices do not run as one."""
+    found = {}
+    for name in torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"):
+        library, _, rest = name.partition("::")
+        packet, _, overload = rest.partition(".")
+        full = f"aten.{packet}.{overload or 'default'}"
+        operator_ = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
+        if library == "aten" and isinstance(operator_, OpOverload) and full not in ATEN_OPERATORS:
+            found[operator_] = operator_.decompose
+    return found
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Writes count: those that the schema tells of, and a batch norm's statistics."""
+    return node.is_impure() or str(node.target) in STATISTICS_OPERATORS
 
 
 def decompose(step: TracedStep, table: Mapping[Any, Callable[..., Any]]) -> TracedStep:
@@ -173,7 +221,8 @@ def _check_operators(graph: fx.Graph) -> None:
                 f"the value of a tensor leaves the graph {place(node)} (.item(), int(), float()): "
                 "a plan is one fixed graph; keep the value a tensor"
             )
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
+        may_draw = torch.Tag.nondeterministic_seeded in node.target.tags
+        if may_draw and str(node.target) not in DROPOUT_ARGUMENTS:
             raise CompileError(
                 f"{node.target} {place(node)} draws random numbers: only dropout draws alike on "
                 "every device; use dropout, or bring the noise as an input"

@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
+from coordinator.engine.schedule import RoundRate, round_rate
 from headwater.v1 import fleet_pb2
 from storage.records import AssignmentState, RoundPurpose, RoundRecord
 
@@ -27,7 +28,7 @@ def assignment_message(
         local_epochs=train.local_epochs or 0,
         local_steps=train.local_steps or 0,
         batch_size=train.batch_size,
-        hyperparameters={"learning_rate": train.optimizer.learning_rate},
+        hyperparameters=hyperparameters(run),
         seed=live.record.seed,
         evaluate_before=evaluates or due,
         keep_optimizer_state=train.optimizer_state == "keep",
@@ -36,6 +37,19 @@ def assignment_message(
         lease_seconds=lease_seconds,
     )
     return fleet_pb2.AttendResponse(assignment=message)
+
+
+def hyperparameters(run: JobRun) -> dict[str, float]:
+    """What this round's steps take from the job rather than from the plan."""
+    rate = learning_rate(run).learning_rate
+    proximal = run.spec.train.proximal
+    return {"learning_rate": rate} | ({} if proximal is None else {"proximal": proximal})
+
+
+def learning_rate(run: JobRun) -> RoundRate:
+    """The learning rate of the round that makes the job's next version."""
+    train, version = run.spec.train, run.record.rounds_committed + 1
+    return round_rate(train.schedule, train.optimizer.learning_rate, version, run.spec.rounds.count)
 
 
 def cancel_message(assignment_id: int, reason: str) -> fleet_pb2.AttendResponse:

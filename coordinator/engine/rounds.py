@@ -25,9 +25,11 @@ from storage import events as event_repository
 from storage import jobs as job_repository
 from storage import rounds as round_repository
 from storage.records import (
+    AssignmentRecord,
     AssignmentState,
     Fate,
     JobState,
+    MetricScope,
     MetricValue,
     NewVersion,
     Offer,
@@ -91,9 +93,16 @@ async def open_round(
     run.waiting_for = ""
     for live in run.round.assignments.values():
         send_assignment(world, run, live)
-    _log.info("round opened: %s", seen.decision.reason, extra=_fields(run))
+    _log.info("round opened: %s", _opened(run, purpose, seen.decision.reason), extra=_fields(run))
     await run.announce()
     return True
+
+
+def _opened(run: JobRun, purpose: RoundPurpose, reason: str) -> str:
+    if run.spec.train.schedule is None or purpose is not RoundPurpose.TRAIN:
+        return reason
+    rate = directives.learning_rate(run)
+    return f"{reason}, learning rate {rate.learning_rate:.6g} ({rate.reason})"
 
 
 def _write_opening(
@@ -215,7 +224,8 @@ async def _commit(world: World, run: JobRun, record: RoundRecord, folded: Folded
     assert run.round is not None
     held_out, unmeasured = await world.compute(held_out_metrics, world, run, folded)
     fates = _fates(run.round, run.spec.rounds.cohort) | _rejections(folded.unsound)
-    measured = round_metrics(one for one in record.assignments if one.id not in folded.unsound)
+    accepted = [one for one in record.assignments if one.id not in folded.unsound]
+    measured = [*round_metrics(accepted), *_scheduled(run, record, accepted)]
     await world.database.write(
         partial(
             _write_commit,
@@ -233,6 +243,17 @@ async def _commit(world: World, run: JobRun, record: RoundRecord, folded: Folded
     _log.info("round committed: %s", record.reason, extra=_fields(run))
     _tell(world, run, fates, set(folded.shares))
     await refresh(world, run)
+
+
+def _scheduled(
+    run: JobRun, record: RoundRecord, assignments: Sequence[AssignmentRecord]
+) -> list[MetricValue]:
+    """The learning rate that a schedule gave the round, kept beside what was measured with it."""
+    if run.spec.train.schedule is None or record.purpose is not RoundPurpose.TRAIN:
+        return []
+    examples = sum(one.examples or 0 for one in assignments)
+    rate = directives.learning_rate(run).learning_rate
+    return [MetricValue(MetricScope.TRAIN, "learning_rate", rate, examples)]
 
 
 def _write_commit(

@@ -8,25 +8,14 @@ the reference in docs/jobs.md come from one place.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any
 
 from coordinator.jobs.builder import Fault, build
 from coordinator.jobs.key import Pattern, key
+from coordinator.jobs.train_spec import Train
 from coordinator.jobs.where import parse_where
 from headwater.batch import TensorSignature
 from headwater.errors import JobFileError
-
-Setting = float | bool | tuple[float, ...]
-
-OPTIMIZER_SETTINGS: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
-    {
-        "sgd": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
-        "adam": {"betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.0},
-        "adamw": {"betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.01},
-    }
-)
-"""The settings of each optimizer with their defaults, which are torch's."""
 
 _SLUG = Pattern(
     r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
@@ -67,7 +56,10 @@ def _metrics_fault(metrics: tuple[str, ...]) -> str | None:
     names = [metric_name(metric) for metric in metrics]
     if len(set(names)) < len(names):
         return "each metric once (they are recorded by the name after the colon)"
-    return '"loss" is always recorded and no metric' if "loss" in names else None
+    for name in ("loss", "learning_rate"):
+        if name in names:
+            return f'"{name}" is recorded anyhow and no metric'
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +90,58 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Arguments of a named loss. They mean what they mean in torch; each loss has some of them."""
+
+    label_smoothing: float | None = key(
+        "For cross_entropy: the share spread over all classes.",
+        value=None,
+        minimum=0,
+        maximum=1,
+        default="0",
+    )
+    ignore_index: int | None = key(
+        "For cross_entropy and nll_loss: targets that do not count.", value=None, default="-100"
+    )
+    weight: tuple[float, ...] = key(
+        "A weight for each class.", value=(), minimum=0, default="all 1"
+    )
+    pos_weight: tuple[float, ...] = key(
+        "For binary_cross_entropy_with_logits: how much positive targets count.",
+        value=(),
+        minimum=0,
+        default="all 1",
+    )
+    beta: float | None = key(
+        "For smooth_l1_loss: where the square ends.", value=None, above=0, default="1"
+    )
+    delta: float | None = key(
+        "For huber_loss: where the square ends.", value=None, above=0, default="1"
+    )
+    margin: float | None = key("For the margin losses.", value=None, default="1")
+    p: int | None = key(
+        "For multi_margin_loss: the power.", value=None, minimum=1, maximum=2, default="1"
+    )
+    log_target: bool | None = key(
+        "For kl_div: targets are logarithms.", value=None, default="false"
+    )
+    log_input: bool | None = key(
+        "For poisson_nll_loss: outputs are logarithms.", value=None, default="true"
+    )
+    reduction: str | None = key(
+        "For kl_div: the mean over all elements, or over examples.",
+        value=None,
+        choices=("mean", "batchmean"),
+        default='"mean"',
+    )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the author set."""
+        return {name: value for name, value in vars(self).items() if value not in (None, ())}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """What is trained: the author's module, its loss and metrics, and what goes in and out."""
 
@@ -110,6 +154,9 @@ class Model:
         "A name of `torch.nn.functional` or your own `module:function`, called with "
         "(output, target).",
         pattern=_NAME_OR_FACTORY,
+    )
+    loss_settings: LossSettings = key(
+        "Arguments of a named loss, such as { label_smoothing = 0.1 }.", factory=LossSettings
     )
     metrics: tuple[str, ...] = key(
         "Recorded besides the loss: names or your own `module:function`.",
@@ -130,6 +177,19 @@ class Model:
         "The targets where the loss takes several, in its order.",
         value=(),
         default="one of target, targets",
+    )
+    call: str = key(
+        "How `forward` takes the inputs: one after the other, by their names, or all of them as "
+        "one dictionary by name.",
+        value="positional",
+        choices=("positional", "keywords", "dictionary"),
+    )
+    weight: str | None = key(
+        "The column with a weight for each example, at least 0: the loss and the metrics become "
+        "weighted means.",
+        value=None,
+        pattern=_TENSOR,
+        default="all examples count alike",
     )
     start: str | None = key(
         "Begin from earlier weights: a version of another job, or a safetensors file beside the "
@@ -152,6 +212,7 @@ class Model:
                     f'"float32" }}, or {several} with a list of them',
                 )
         names = [one.name for one in (*self.input_signatures, *self.target_signatures)]
+        names += [self.weight] if self.weight is not None else []
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield Fault((), f'several inputs or targets are named "{name}": each needs its own')
 
@@ -172,88 +233,6 @@ def _signatures(letter: str, tensors: tuple[Tensor, ...]) -> tuple[TensorSignatu
         TensorSignature(one.name or name, one.shape, one.dtype, one.maximum)
         for name, one in zip(names, tensors, strict=True)
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """The optimizer of the local steps. Its settings mean what they mean in torch."""
-
-    name: str = key("Which one.", choices=tuple(OPTIMIZER_SETTINGS))
-    learning_rate: float = key("The step size.", above=0)
-    momentum: float | None = key(
-        "For sgd: the momentum factor.", value=None, minimum=0, below=1, default="0"
-    )
-    nesterov: bool | None = key(
-        "For sgd: Nesterov momentum; needs momentum.", value=None, default="false"
-    )
-    weight_decay: float | None = key(
-        "L2 penalty; decoupled from the gradient in adamw.",
-        value=None,
-        minimum=0,
-        default="0; 0.01 for adamw",
-    )
-    betas: tuple[float, float] | None = key(
-        "For adam and adamw: decay rates of the two running means.",
-        value=None,
-        minimum=0,
-        below=1,
-        default="[0.9, 0.999]",
-    )
-    epsilon: float | None = key(
-        "For adam and adamw: added to the denominator.",
-        value=None,
-        above=0,
-        below=1,
-        default="1e-8",
-    )
-
-    def faults(self) -> Iterator[Fault]:
-        """What is wrong between the keys."""
-        allowed = OPTIMIZER_SETTINGS[self.name]
-        for setting in ("momentum", "nesterov", "weight_decay", "betas", "epsilon"):
-            if getattr(self, setting) is not None and setting not in allowed:
-                yield Fault((setting,), f"{self.name} has only {', '.join(allowed)}")
-        if self.nesterov and not self.momentum:
-            yield Fault(("nesterov",), "only with momentum above 0")
-
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """The settings of this optimizer but the learning rate, with the defaults filled in."""
-        chosen = ((name, getattr(self, name)) for name in OPTIMIZER_SETTINGS[self.name])
-        given = {name: value for name, value in chosen if value is not None}
-        return {**OPTIMIZER_SETTINGS[self.name], **given}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """What a client does with its data in one round."""
-
-    optimizer: Optimizer = key("The optimizer, as a table.")
-    local_epochs: int | None = key(
-        "Passes over the client's data in a round.",
-        value=None,
-        minimum=1,
-        default="one of local_epochs, local_steps",
-    )
-    local_steps: int | None = key(
-        "Batches in a round, whatever the client holds.",
-        value=None,
-        minimum=1,
-        default="one of local_epochs, local_steps",
-    )
-    batch_size: int = key("Examples in a batch; a last smaller one is kept.", minimum=1)
-    optimizer_state: str = key(
-        "Whether momentum and the like begin anew in each round or stay on the device.",
-        value="reset",
-        choices=("reset", "keep"),
-    )
-
-    def faults(self) -> Iterator[Fault]:
-        """What is wrong between the keys."""
-        if self.local_epochs is None and self.local_steps is None:
-            yield Fault((), "local_epochs or local_steps is missing")
-        elif self.local_epochs is not None and self.local_steps is not None:
-            yield Fault(("local_steps",), "exactly one of local_epochs and local_steps is allowed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,6 +324,11 @@ class JobSpec:
 
     def faults(self) -> Iterator[Fault]:
         """What is wrong between the tables."""
+        schedule = self.train.schedule
+        if schedule is not None and schedule.warmup_rounds >= self.rounds.count:
+            yield Fault(
+                ("train", "schedule", "warmup_rounds"), f"below rounds.count ({self.rounds.count})"
+            )
         stop = self.rounds.stop
         measured = ("loss", *map(metric_name, self.model.metrics))
         if stop is not None and stop.metric not in measured:

@@ -92,7 +92,22 @@ def mismatch(spec: JobSpec, manifest: Manifest) -> str:
         return "the plan was compiled for other inputs"
     if spec.train.optimizer.name != manifest.optimizer.name:
         return f"the plan's optimizer is {manifest.optimizer.name}"
+    train, step = spec.train, manifest.step
+    for name in ("clip_norm", "clip_value", "micro_batch_size"):
+        if getattr(train, name) != getattr(step, name):
+            return f"the plan was compiled {_with(name, getattr(step, name))}"
+    if (train.proximal is not None) != manifest.anchored:
+        return (
+            f"the plan was compiled {_with('proximal', manifest.hyperparameters.get('proximal'))}"
+        )
+    weight = manifest.targets[-1].name if manifest.weighted else None
+    if spec.model.weight != weight:
+        return f"the plan was compiled {_with('weight', weight)}"
     return ""
+
+
+def _with(name: str, value: float | str | None) -> str:
+    return f"without {name}" if value is None else f"with {name} = {value}"
 
 
 def _plan(world: World, digest: str) -> Plan:

@@ -13,6 +13,7 @@ from headwater.layout import Weights
 from headwater.plan import Plan
 
 Backend = Literal["auto", "onnxruntime", "torch"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Trainer(Protocol):
@@ -20,6 +21,8 @@ class Trainer(Protocol):
 
     def set_weights(self, weights: Weights) -> None:
         """Start from these weights, which are copied; the optimizer keeps its state.
+
+        They are also what a plan's proximal term holds the later weights to.
 
         Raises:
             PlanError: the weights are of another layout.
@@ -39,6 +42,15 @@ class Trainer(Protocol):
 
         Raises:
             PlanError: the state is of another plan.
+        """
+
+    def set_correction(self, correction: Mapping[str, Array] | None) -> None:
+        """Add these arrays, by trainable tensor, to the gradients of later steps; None for zero.
+
+        They stay until they are set again (control variates: `StepOptions.corrections`).
+
+        Raises:
+            PlanError: the plan takes no corrections, or the names or shapes are of another model.
         """
 
     def train_step(
@@ -61,11 +73,18 @@ class Trainer(Protocol):
 
 
 def open_trainer(
-    plan: Plan, backend: Backend = "auto", *, threads: int, device: str = "auto"
+    plan: Plan,
+    backend: Backend = "auto",
+    *,
+    threads: int,
+    device: str = "auto",
+    compile: bool = False,  # noqa: A002 - torch's name
+    precision: Precision = "float32",
 ) -> Trainer:
     """A trainer of this plan with its initial optimizer; `set_weights` comes next.
 
-    "auto" takes torch where it is installed, and onnxruntime elsewhere. `device` concerns torch.
+    "auto" takes torch where it is installed, and onnxruntime elsewhere. `device`, `compile` and
+    `precision` concern torch, which `TorchTrainer` explains.
 
     Raises:
         PlanError: the plan does not pass the checks or does not load in the runtime.
@@ -82,7 +101,11 @@ def open_trainer(
         require("torch", extra="torch", purpose="train with torch")
         from edge_client.trainers.torch_trainer import TorchTrainer
 
-        return TorchTrainer(plan, threads=threads, device=device)
+        return TorchTrainer(
+            plan, threads=threads, device=device, compile=compile, precision=precision
+        )
+    if compile or precision != "float32":
+        raise UsageError("--compile and --precision need --trainer torch")
     from edge_client.trainers.onnx_trainer import OnnxTrainer
 
     return OnnxTrainer(plan, threads=threads)

@@ -16,11 +16,13 @@ def check_batch(
 
     Raises:
         DataError: another number of tensors, another shape or dtype, no examples or unequal
-            numbers of them, or an integer outside of its range.
+            numbers of them, an integer outside of its range, or weights that are negative or
+            all zero.
     """
+    weights = () if batch.weights is None else (batch.weights,)
     for kind, arrays, signatures in (
         ("inputs", batch.inputs, inputs),
-        ("targets", batch.targets, targets),
+        ("targets", batch.targets + weights, targets),
     ):
         if len(arrays) != len(signatures):
             raise DataError(
@@ -29,6 +31,8 @@ def check_batch(
             )
         for array, signature in zip(arrays, signatures, strict=True):
             _check_array(array, signature, batch.size)
+    if batch.weights is not None:
+        _check_weights(batch.weights, targets[-1].name)
 
 
 def check_optimizer_state(state: Mapping[str, Array], manifest: Manifest) -> None:
@@ -43,6 +47,23 @@ def check_optimizer_state(state: Mapping[str, Array], manifest: Manifest) -> Non
             f"the optimizer state does not fit plan {manifest.name!r}: it is of another plan; "
             "reset the optimizer"
         )
+
+
+def check_correction(correction: Mapping[str, Array] | None, manifest: Manifest) -> None:
+    """Refuse corrections that are not of the plan's trainable tensors.
+
+    Raises:
+        PlanError: the plan takes none, or they have other names or shapes.
+    """
+    if correction is None:
+        return
+    if not manifest.step.corrections:
+        raise PlanError(
+            f"plan {manifest.name!r} takes no gradient corrections: compile it with corrections"
+        )
+    shapes = {name: tuple(array.shape) for name, array in correction.items()}
+    if shapes != {spec.name: spec.shape for spec in manifest.layout.trainable}:
+        raise PlanError(f"the corrections do not fit plan {manifest.name!r}: they are of another")
 
 
 def _check_array(array: Array, signature: TensorSignature, examples: int) -> None:
@@ -65,3 +86,12 @@ def _check_array(array: Array, signature: TensorSignature, examples: int) -> Non
                 f"{signature.name!r} of a batch has the value {low if low < 0 else high}; the plan "
                 f"takes 0 to {signature.maximum - 1}"
             )
+
+
+def _check_weights(weights: Array, name: str) -> None:
+    least, total = float(np.min(weights)), float(np.sum(weights, dtype=np.float64))
+    if not (least >= 0 and 0 < total < float("inf")):
+        raise DataError(
+            f"{name!r} of a batch holds the weight {least:g} and weights of {total:g} together: "
+            "weights are finite numbers of at least 0, and not all of a batch are 0"
+        )

@@ -16,8 +16,16 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from headwater.aten import Argument, AtenGraph, AtenNode, Device, Reference, Symbol
-from headwater.aten_operators import ATEN_OPERATORS, ITEM_OPERATOR
+from edge_client.trainers.torch_keep_mask import keep_mask
+from headwater.aten import AtenGraph
+from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
+from headwater.aten_operators import (
+    ATEN_OPERATORS,
+    GRADIENT_OPERATOR,
+    IN_PLACE_OPERATORS,
+    ITEM_OPERATOR,
+    MASK_OPERATOR,
+)
 from headwater.errors import PlanError
 
 _LARGEST = 2**63
@@ -79,9 +87,13 @@ class _Loader:
                 keywords["device"] = self._device
             self._add("call_function", overload, tuple(arguments), keywords)
             return
-        _check_number_call(node, where)
-        function = _NUMBER_FUNCTIONS[node.operator]
-        self._add("call_function", function, tuple(arguments), {})
+        if node.operator == GRADIENT_OPERATOR:
+            self._add("call_function", torch._C._set_grad_enabled, tuple(arguments))
+        elif node.operator == MASK_OPERATOR:
+            self._add("call_function", keep_mask, (*arguments, self._device))
+        else:
+            _check_number_call(node, where)
+            self._add("call_function", _NUMBER_FUNCTIONS[node.operator], tuple(arguments))
 
     def _argument(self, value: Argument) -> Any:
         match value:
@@ -121,7 +133,8 @@ def _overload(name: str) -> OpOverload:
             f"torch {torch.__version__} lacks the operator {name} that this plan uses: install a "
             "newer torch, or use the onnxruntime trainer"
         ) from None
-    if not isinstance(found, OpOverload) or found._schema.is_mutable:
+    may_write = name in IN_PLACE_OPERATORS
+    if not isinstance(found, OpOverload) or (found._schema.is_mutable and not may_write):
         raise PlanError(f"torch {torch.__version__} has {name} in a form that writes its arguments")
     return found
 

@@ -1,4 +1,9 @@
-"""Which device torch trains on."""
+"""Which device torch trains on, and whether it can compile for it."""
+
+import importlib
+import os
+import shutil
+import warnings
 
 import torch
 
@@ -23,3 +28,20 @@ def torch_device(name: str) -> torch.device:
             f"{torch.cuda.device_count()} GPUs as cuda:0, cuda:1, ..."
         ) from error
     return device
+
+
+def load_compiler() -> None:
+    """Import torch's compiler, without its warnings; refuse it where it would fail later.
+
+    Raises:
+        UsageError: there is no C++ compiler.
+    """
+    names = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
+    if not any(shutil.which(name) for name in names):
+        raise UsageError(
+            f"--compile needs a C++ compiler, and there is none ({', '.join(names)}): install one, "
+            "or leave --compile out"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("torch._inductor.compile_fx")

@@ -1,35 +1,44 @@
-"""Trains with torch: the plan's traced step with torch's native kernels, on the CPU or a GPU.
+"""Trains with torch: the plan's forward pass with torch's native kernels, on the CPU or a GPU.
 
-No autograd runs here, since the backward pass and the optimizer are in the graph. State stays on
-the device between steps; only batches and a few scalars travel.
+Autograd differentiates the forward pass; then the optimizer's step runs over whole vectors. State
+stays on the device between steps: only batches and a few numbers travel.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from edge_client.trainers.signatures import check_batch, check_optimizer_state
-from edge_client.trainers.torch_aten import load_graph
-from edge_client.trainers.torch_device import torch_device
-from headwater.aten_json import read_graph
+from edge_client.trainers import Precision
+from edge_client.trainers.micro_batches import MicroBatch, add_shares, micro_batches
+from edge_client.trainers.signatures import check_batch, check_correction, check_optimizer_state
+from edge_client.trainers.torch_device import load_compiler, torch_device
+from edge_client.trainers.torch_state import TorchState
+from edge_client.trainers.torch_step import (
+    Figures,
+    TorchStep,
+    exact_kernels,
+    figures_of,
+    in_our_words,
+)
 from headwater.batch import Array, Batch
-from headwater.errors import DataError, PlanError
 from headwater.layout import Weights
 from headwater.plan import Plan
 from headwater.values import (
     batch_values,
     check_outputs,
+    check_unchanged_form,
     evaluation_outputs,
+    forward_outputs,
     frozen_values,
-    training_outputs,
-    updated,
 )
 
-TRAIN = "train.aten.json"
+FORWARD = "forward.aten.json"
+APPLY = "apply.aten.json"
 EVALUATE = "evaluate.aten.json"
-_METRIC = "m."
+
+_PART_ELEMENTS = 2**16
+"""On a CPU the optimizer takes so many elements at a time, for each thread: they stay in cache."""
 
 
 class TorchTrainer:
@@ -37,51 +46,62 @@ class TorchTrainer:
 
     `threads` caps torch's threads in this whole process, since torch has one pool. `device` is
     "auto" (the first GPU if there is one, else the CPU) or a torch device such as "cuda:1".
+    `compile` runs training through torch.compile. `precision` "bfloat16" computes layers that allow
+    it in bfloat16 (torch.autocast); parameters, their gradients and the optimizer stay float32.
 
     Raises:
         PlanError: the torch form of the plan is damaged, not allowed, or too new for this torch.
-        UsageError: the device does not exist.
+        UsageError: the device does not exist, or there is no C++ compiler to compile with.
     """
 
-    def __init__(self, plan: Plan, *, threads: int, device: str = "auto") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        threads: int,
+        device: str = "auto",
+        compile: bool = False,  # noqa: A002 - torch's name
+        precision: Precision = "float32",
+    ) -> None:
+        if compile:
+            load_compiler()
         torch.set_num_threads(threads)
         self.device = torch_device(device)
+        self._compiled, self._precision = compile, precision
         self._manifest = plan.manifest
         self._layout = plan.layout
-        self._train = _Step(plan.read(TRAIN), self.device)
-        self._evaluate = _Step(plan.read(EVALUATE), self.device)
-        check_outputs(self._train.outputs, training_outputs(plan.manifest), TRAIN)
+        self.state = TorchState(plan.manifest, self.device)
+        self._forward, self._apply, self._evaluate = (
+            TorchStep(plan.read(member), self.device, compiled=compile and member != EVALUATE)
+            for member in (FORWARD, APPLY, EVALUATE)
+        )
+        check_outputs(self._forward.outputs, forward_outputs(plan.manifest), FORWARD)
+        check_outputs(self._apply.outputs, self.state.applied_outputs, APPLY)
         check_outputs(self._evaluate.outputs, evaluation_outputs(plan.manifest), EVALUATE)
-        self._frozen = self._moved(frozen_values(plan))
-        self._state: dict[str, torch.Tensor] = {}
-        self._slots: dict[str, torch.Tensor] = {}
-        self.reset_optimizer()
+        self._frozen = {
+            name: torch.tensor(array, device=self.device)
+            for name, array in frozen_values(plan).items()
+        }
 
     def set_weights(self, weights: Weights) -> None:
-        """Copy weights to the device; the optimizer keeps its state.
+        """Copy weights to the device, also as the round's anchor; the optimizer keeps its state.
 
         Raises:
             PlanError: the weights are of another layout.
         """
-        arrays = self._layout.unflatten(weights)
-        self._state = self._moved({f"p.{name}": array for name, array in arrays.items()})
+        self.state.load(self._layout.unflatten(weights))
 
     def weights(self) -> Weights:
         """A copy of the current weights."""
-        return self._layout.flatten(
-            {name.removeprefix("p."): _array(tensor) for name, tensor in self._state.items()}
-        )
+        return self._layout.flatten(self.state.arrays())
 
     def reset_optimizer(self) -> None:
-        """Begin again with an optimizer that has seen no step: every slot is zero."""
-        self._slots = {
-            slot.value_name: torch.zeros(slot.shape, device=self.device)
-            for slot in self._manifest.optimizer.slots
-        }
+        """Begin again with an optimizer that has seen no step."""
+        self.state.reset_slots()
 
     def optimizer_state(self) -> dict[str, Array]:
         """A copy of the optimizer's slots by their names in the graph, such as `o.step`."""
-        return {name: _array(tensor).copy() for name, tensor in self._slots.items()}
+        return self.state.slot_arrays()
 
     def set_optimizer_state(self, state: Mapping[str, Array]) -> None:
         """Go on with slots that `optimizer_state` returned, of this trainer or another.
@@ -90,7 +110,17 @@ class TorchTrainer:
             PlanError: the names or shapes are those of another optimizer.
         """
         check_optimizer_state(state, self._manifest)
-        self._slots = self._moved({k: np.asarray(v, np.float32) for k, v in state.items()})
+        self.state.load_slots({k: np.asarray(v, np.float32) for k, v in state.items()})
+
+    def set_correction(self, correction: Mapping[str, Array] | None) -> None:
+        """Add these arrays, by trainable tensor, to the gradients of later steps; None for zero.
+
+        Raises:
+            PlanError: the plan takes no corrections, or the names or shapes are of another model.
+        """
+        check_correction(correction, self._manifest)
+        if self._manifest.step.corrections:
+            self.state.load_correction(correction)
 
     def train_step(
         self, batch: Batch, hyperparameters: Mapping[str, float], seed: int
@@ -103,14 +133,64 @@ class TorchTrainer:
             DataError: the batch does not have the plan's shapes, dtypes or value ranges.
             PlanError: the step fails in torch, for example for want of memory.
         """
-        values = {**self._state, **self._frozen, **self._slots, **self._batch(batch)}
+        figures = Figures(self.gradients(batch, seed))
+        self.apply(hyperparameters)
+        return figures.read()
+
+    def gradients(self, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
+        """The first half of a step: forward, backward, and the buffers' new values.
+
+        Returns the loss and the metrics, on the device. `state.gradients` holds the gradients
+        afterwards, of the mean loss over the batch.
+
+        Raises:
+            DataError, PlanError: as `train_step`.
+        """
+        check_batch(batch, self._manifest.inputs, self._manifest.targets)
+        figures: dict[str, torch.Tensor] = {}
+        with in_our_words(), exact_kernels():
+            for part in micro_batches(batch, self._manifest.step.micro_batch_size, seed):
+                add_shares(figures, self._differentiate(part, add=bool(figures)), part.share)
+        return figures
+
+    def _differentiate(self, part: MicroBatch, *, add: bool) -> dict[str, torch.Tensor]:
+        """Forward and backward over a part of a batch, whose gradients are begun or added to."""
+        if self._compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with torch.enable_grad():
+            with self._autocast():
+                results = self._forward(self._values(part.batch, part.seed))
+            figures = figures_of(results)
+            found = torch.autograd.grad(
+                results["loss"], list(self.state.leaves.values()), allow_unused=True,
+                materialize_grads=True,
+            )  # fmt: skip
+        self.state.take_buffers(results)
+        self.state.take_gradients(found, part.share, add=add)
+        return figures
+
+    def apply(self, hyperparameters: Mapping[str, float]) -> None:
+        """The second half of a step: the optimizer, with the gradients in `state.gradients`.
+
+        Raises:
+            PlanError: the optimizer's step fails in torch.
+        """
         chosen = {**self._manifest.hyperparameters, **hyperparameters}
-        for name, value in chosen.items():
-            values[f"h.{name}"] = torch.tensor(value, dtype=torch.float32, device=self.device)
-        values["seed"] = torch.tensor(seed, dtype=torch.int64, device=self.device)
-        results = self._train.run(values)
-        self._state, self._slots = updated(results, self._state), updated(results, self._slots)
-        return _figures(results)
+        shared = {
+            f"h.{name}": torch.tensor(value, dtype=torch.float32, device=self.device)
+            for name, value in chosen.items()
+        }
+        scalars = self.state.scalars
+        with in_our_words(), torch.no_grad():
+            for part in self.state.parts(self._part_elements()):
+                results = self._apply({**part, **shared, **scalars})
+                for name, vector in part.items():
+                    if f"new.{name}" in results:
+                        check_unchanged_form(name, vector, results[f"new.{name}"])
+                        vector.copy_(results[f"new.{name}"])
+            for name, scalar in scalars.items():
+                check_unchanged_form(name, scalar, results[f"new.{name}"])
+                scalar.copy_(results[f"new.{name}"])
 
     def evaluate_step(self, batch: Batch) -> dict[str, float]:
         """Mean loss and metrics of a batch; the weights stay as they are.
@@ -119,95 +199,29 @@ class TorchTrainer:
             DataError: the batch does not have the plan's shapes, dtypes or value ranges.
             PlanError: the step fails in torch.
         """
-        return _figures(self._evaluate.run({**self._state, **self._frozen, **self._batch(batch)}))
-
-    def _batch(self, batch: Batch) -> dict[str, torch.Tensor]:
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
-        return {k: _tensor(array).to(self.device) for k, array in batch_values(batch).items()}
+        with in_our_words(), exact_kernels(), torch.no_grad(), self._autocast():
+            return Figures(figures_of(self._evaluate(self._values(batch, 0)))).read()
 
-    def _moved(self, arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-        """Copies on the device, which share no memory with the arrays."""
-        return {
-            name: torch.from_numpy(np.array(array)).to(self.device)
-            for name, array in arrays.items()
-        }
+    def _values(self, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
+        """Everything that a forward pass takes."""
+        moved = {k: _tensor(array).to(self.device) for k, array in batch_values(batch).items()}
+        given = {**self.state.leaves, **self.state.buffers, **self._frozen, **moved}
+        # beside the kernels that it decides on it costs no transfer, but CUDA graphs want it there
+        place = self.device if self._compiled else None
+        return {**given, "seed": torch.tensor(seed, dtype=torch.int64, device=place)}
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"
+        )
 
-class _Step:
-    """One graph, ready to run on named values."""
-
-    def __init__(self, data: bytes, device: torch.device) -> None:
-        graph = read_graph(data)
-        self._inputs = graph.inputs
-        self.outputs = tuple(name for name, _ in graph.outputs)
-        self._forward = load_graph(graph, device).forward
-
-    def run(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        try:
-            arguments = [values[name] for name in self._inputs]
-        except KeyError as error:
-            raise PlanError(
-                f"the plan's torch step asks for {error.args[0]!r:.80}: the manifest does not name "
-                "it, or the weights were not set"
-            ) from error
-        with torch.inference_mode(), _exact_kernels(), _in_our_words():
-            results = self._forward(*arguments)
-        for name, result in zip(self.outputs, results, strict=True):
-            if not isinstance(result, torch.Tensor):
-                raise PlanError(f"the plan's torch step gives a {type(result).__name__} as {name}")
-        return dict(zip(self.outputs, results, strict=True))
-
-
-@contextmanager
-def _exact_kernels() -> Iterator[None]:
-    """Full float32 and repeatable convolutions on GPUs; no effect on a CPU."""
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield
-
-
-@contextmanager
-def _in_our_words() -> Iterator[None]:
-    try:
-        yield
-    except PlanError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise PlanError(
-            "the step does not fit this device's memory: use a smaller batch or a larger device "
-            f"({_first_line(error)})"
-        ) from error
-    except IndexError as error:
-        raise DataError(
-            f"a value of the batch is out of range for the model ({_first_line(error)})"
-        ) from error
-    except Exception as error:
-        raise PlanError(
-            f"the plan's torch step failed in torch {torch.__version__}: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+    def _part_elements(self) -> int | None:
+        if self.device.type == "cpu" and self._apply.is_pointwise and not self._compiled:
+            return _PART_ELEMENTS * torch.get_num_threads()
+        return None
 
 
 def _tensor(array: Array) -> torch.Tensor:
     """The array as a tensor, without a copy where torch can share its memory."""
     return torch.from_numpy(np.require(array, requirements=("C", "W")))
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    array: Array = tensor.cpu().numpy()
-    return array
-
-
-def _figures(results: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Loss and metrics as numbers, in one transfer from the device."""
-    names = [name for name in results if name == "loss" or name.startswith(_METRIC)]
-    for name in names:
-        if results[name].dim():
-            shape = tuple(results[name].shape)
-            raise PlanError(f"the plan's torch step gives {name!r:.80} of shape {shape}, no number")
-    numbers = torch.stack([results[name].double() for name in names]).tolist()
-    return {name.removeprefix(_METRIC): value for name, value in zip(names, numbers, strict=True)}

@@ -1,15 +1,24 @@
 """A training step as a graph of ATen calls, free of torch: what a torch client runs.
 
 Values are numbered: the inputs, then the constants, then one for each node in order. A node may
-refer only to values before it, so there are no cycles. A graph is checked when it is made, by the
+refer only to values before it, so there are no cycles. Nodes run in order, and may write what nodes
+before them made, but neither inputs nor constants. A graph is checked when it is made, by the
 compiler and by a device alike: every operator is in `headwater.aten_operators.OPERATORS`, and every
 number is bounded. `headwater.aten_json` is its file form.
 """
 
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass
 
-from headwater.aten_operators import OPERATORS, WORDS
+from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
+from headwater.aten_operators import (
+    DROPOUT_ARGUMENTS,
+    GRADIENT_OPERATOR,
+    MASK_OPERATOR,
+    OPERATORS,
+    POINTWISE_OPERATORS,
+    WORDS,
+)
+from headwater.aten_writes import writes
 from headwater.batch import Array
 from headwater.errors import PlanError
 
@@ -32,51 +41,23 @@ _INTEGERS = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The value with this number."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """A torch constant: `kind` is dtype, memory_format or layout."""
-
-    kind: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Device:
-    """Whichever device runs the step."""
-
-
-Argument: TypeAlias = (
-    "bool | int | float | str | Reference | Symbol | Device | tuple[Argument, ...] | None"
-)
-
-
-@dataclass(frozen=True)
-class AtenNode:
-    """One call: its result is the next value."""
-
-    operator: str
-    arguments: tuple[Argument, ...]
-    keywords: dict[str, Argument] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class AtenGraph:
     """A checked graph.
 
     Raises:
-        PlanError: an operator is not allowed, a reference points forward, or a limit is passed.
+        PlanError: an operator is not allowed, a reference points forward, an input is written, or
+            a limit is passed.
     """
 
     inputs: tuple[str, ...]
     constants: tuple[Array, ...]
     nodes: tuple[AtenNode, ...]
     outputs: tuple[tuple[str, Reference], ...]
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the step may run on parts of vectors, one after another."""
+        return all(node.operator in POINTWISE_OPERATORS for node in self.nodes)
 
     def __post_init__(self) -> None:
         _check_names("inputs", self.inputs)
@@ -87,6 +68,11 @@ class AtenGraph:
         first = len(self.inputs) + len(self.constants)
         for index, node in enumerate(self.nodes):
             _check_node(node, index, first + index)
+        for index, value in writes(first, self.nodes):
+            raise refused(
+                f"node {index} ({self.nodes[index].operator}) writes value {value}, which the step "
+                "was given: it may write only what it made"
+            )
         for name, reference in self.outputs:
             _check_argument(reference, first + len(self.nodes), f"output {name!r}")
 
@@ -118,10 +104,36 @@ def _check_node(node: AtenNode, index: int, value: int) -> None:
     where = f"node {index} ({node.operator})"
     for argument in node.arguments:
         _check_argument(argument, value, where)
+    _check_form(node, where)
     for name, argument in node.keywords.items():
         if not (name.isascii() and name.isidentifier()):
             raise refused(f"{where}: {name!r:.80} is no argument's name")
         _check_argument(argument, value, where)
+
+
+def _check_form(node: AtenNode, where: str) -> None:
+    """Operators whose arguments must be of one form."""
+    arguments, keywords = node.arguments, node.keywords
+    if node.operator == GRADIENT_OPERATOR and not (
+        len(arguments) == 1 and isinstance(arguments[0], bool) and not keywords
+    ):
+        raise refused(f"{where}: it takes true or false")
+    if node.operator == MASK_OPERATOR and not _is_mask_call(node):
+        raise refused(f"{where}: it takes a seed, a site's number, a shape and a probability")
+    place = DROPOUT_ARGUMENTS.get(node.operator)
+    if place is None:
+        return
+    probabilities = [*arguments[place : place + 1]]
+    probabilities += [keywords[name] for name in ("dropout", "dropout_p") if name in keywords]
+    if any(isinstance(value, bool) or value != 0 for value in probabilities):
+        raise refused(f"{where}: its dropout must be 0, since it would draw numbers of its own")
+
+
+def _is_mask_call(node: AtenNode) -> bool:
+    match node.arguments:
+        case (Reference(), int() as site, tuple(), float() as probability):
+            return site >= 0 and 0 < probability < 1 and not node.keywords
+    return False
 
 
 def _check_argument(argument: Argument, before: int, where: str, depth: int = 0) -> None:

@@ -27,14 +27,10 @@ from headwater.aten import (
     MAXIMUM_CONSTANT_BYTES,
     MAXIMUM_DEPTH,
     SYMBOLS,
-    Argument,
     AtenGraph,
-    AtenNode,
-    Device,
-    Reference,
-    Symbol,
     refused,
 )
+from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
 from headwater.batch import Array
 
 SCHEMA = 1

@@ -41,23 +41,30 @@ class Evaluator:
     def evaluate(self, weights: Weights, source: BatchSource, batch_size: int) -> dict[str, float]:
         """`loss` and metrics as means over all examples, and `examples`, their number.
 
-        Batches are weighted by their examples; sums are in float64 and stored order.
+        Batches are weighted by their examples, or by these examples' weights where the plan has
+        such; sums are in float64 and stored order.
 
         Raises:
             PlanError: the weights are of another layout, or the graph fails.
-            DataError: the source is empty.
+            DataError: the source is empty, or the weights of a batch are all zero.
         """
         state = {**state_values(self._plan, weights), **self._frozen}
         totals: dict[str, float] = {}
-        examples = 0
+        examples, mass = 0, 0.0
         for batch in source.batches(batch_size, None):
+            if not batch.mass > 0:
+                raise DataError(
+                    "the weights of a batch are all zero or negative: leave examples of no weight "
+                    "out of the data"
+                )
             results = figures(self._graph.run({**state, **batch_values(batch)}))
             for name, value in results.items():
-                totals[name] = totals.get(name, 0.0) + value * batch.size
+                totals[name] = totals.get(name, 0.0) + value * batch.mass
             examples += batch.size
+            mass += batch.mass
         if not examples:
             raise DataError("there is no example to evaluate on: the data set is empty")
-        return {name: total / examples for name, total in totals.items()} | {"examples": examples}
+        return {name: total / mass for name, total in totals.items()} | {"examples": examples}
 
 
 def evaluate(

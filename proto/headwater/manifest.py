@@ -49,11 +49,15 @@ class GraphPort:
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of optimizer state; `tensor` is None for a scalar that all tensors share."""
+    """One tensor of optimizer state; `tensor` is None for a scalar that all tensors share.
+
+    Every element is `initial` before the first step.
+    """
 
     name: str
     tensor: str | None
     shape: tuple[int, ...]
+    initial: float = 0.0
 
     @property
     def value_name(self) -> str:
@@ -62,12 +66,38 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class ParameterGroup:
+    """Trainable tensors that are updated alike: the optimizer's settings for them, all but the
+    learning rate, which is multiplied by `learning_rate_scale`. Constants in the graphs."""
+
+    settings: Mapping[str, float | bool]
+    learning_rate_scale: float
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class OptimizerSpec:
-    """The local optimizer. All its settings but the learning rate are constants in the graphs."""
+    """The local optimizer; each trainable tensor is in exactly one group."""
 
     name: str
-    settings: Mapping[str, float | bool]
+    groups: tuple[ParameterGroup, ...]
     slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """What a step does beyond forward, backward and optimizer.
+
+    A gradient is clipped to `clip_norm` over all tensors, or each element to `clip_value`; None
+    leaves it. `micro_batch_size` is the most examples to compute at once: the gradients of larger
+    batches are accumulated (`gradients`, then `apply`). `corrections` says whether the step takes
+    `c.` inputs; it takes `a.` inputs where there is a hyperparameter `proximal`.
+    """
+
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    micro_batch_size: int | None = None
+    corrections: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,12 +135,28 @@ class Manifest:
     peak_memory_bytes: PeakMemory
     parity: Mapping[str, float]
     members: Mapping[str, Member]
+    step: StepSpec = StepSpec()
     schema: int = SCHEMA
 
     @property
     def layout(self) -> Layout:
         """The order and offsets of the model's tensors."""
         return Layout(self.tensors)
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the step takes the weights of the round's start, for its proximal term."""
+        return "proximal" in self.hyperparameters
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the examples have weights, which are then the last of the targets."""
+        return bool(self.targets) and self.targets[-1].is_weight
+
+    def step_memory_bytes(self, batch_size: int) -> int:
+        """The estimated peak memory of a step over a batch, cut where the plan cuts it."""
+        at_once = min(batch_size, self.step.micro_batch_size or batch_size)
+        return self.peak_memory_bytes.total(at_once)
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: equal manifests give equal bytes."""
@@ -168,7 +214,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
         metrics=_strings(fields["metrics"]),
         optimizer=OptimizerSpec(
             _name(optimizer["name"]),
-            {_name(key): _setting(value) for key, value in optimizer["settings"].items()},
+            tuple(map(_group, optimizer["groups"])),
             tuple(map(_slot, optimizer["slots"])),
         ),
         hyperparameters=_numbers(fields["hyperparameters"]),
@@ -178,6 +224,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
         peak_memory_bytes=PeakMemory(_natural(peak["fixed"]), _natural(peak["per_example"])),
         parity=_numbers(fields["parity"]),
         members={key: _member(value) for key, value in fields["members"].items()},
+        step=_step(fields["step"]),
         schema=fields["schema"],
     )
 
@@ -188,6 +235,15 @@ def _consistent(manifest: Manifest) -> Manifest:
     for slot in manifest.optimizer.slots:
         if slot.shape != (() if slot.tensor is None else shapes[slot.tensor]):
             raise ValueError(f"slot {slot.value_name!r:.80} has another shape than its tensor")
+    grouped = [name for group in manifest.optimizer.groups for name in group.tensors]
+    if sorted(grouped) != sorted(shapes):
+        raise ValueError("the optimizer's groups do not hold each trainable tensor once")
+    for signature in (*manifest.inputs, *manifest.targets[:-1]):
+        if signature.is_weight:
+            raise ValueError(f"{signature.name!r:.80} is a weight and not the last target")
+    last = manifest.targets[-1] if manifest.weighted else None
+    if last is not None and (last.shape, last.dtype) != ((), "float32"):
+        raise ValueError(f"{last.name!r:.80}: weights are one float32 an example")
     if sum(spec.count for spec in manifest.tensors) > MAXIMUM_ELEMENTS:
         raise ValueError(f"the tensors have more than {MAXIMUM_ELEMENTS} elements")
     if manifest.layout.trainable_count == 0:
@@ -212,6 +268,7 @@ def _signature(item: dict[str, Any]) -> TensorSignature:
         _shape(item["shape"]),
         _dtype(item["dtype"]),
         None if maximum is None else _positive(maximum),
+        _typed(item["is_weight"], bool),
     )
 
 
@@ -221,6 +278,25 @@ def _slot(item: dict[str, Any]) -> Slot:
         _name(item["name"]),
         None if tensor is None else _name(tensor),
         _shape(item["shape"]),
+        _number(item["initial"]),
+    )
+
+
+def _group(item: dict[str, Any]) -> ParameterGroup:
+    return ParameterGroup(
+        {_name(key): _setting(value) for key, value in item["settings"].items()},
+        _number(item["learning_rate_scale"]),
+        _strings(item["tensors"]),
+    )
+
+
+def _step(item: dict[str, Any]) -> StepSpec:
+    norm, value, size = (item[key] for key in ("clip_norm", "clip_value", "micro_batch_size"))
+    return StepSpec(
+        None if norm is None else _number(norm),
+        None if value is None else _number(value),
+        None if size is None else _positive(size),
+        _typed(item["corrections"], bool),
     )
 
 

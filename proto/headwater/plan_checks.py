@@ -10,7 +10,13 @@ from math import prod
 from google.protobuf.message import DecodeError
 
 from headwater.errors import PlanError
-from headwater.graph.onnx_view_pb2 import AttributeView, GraphView, ModelView, TensorView
+from headwater.graph.onnx_view_pb2 import (
+    AttributeView,
+    GraphView,
+    ModelView,
+    NodeView,
+    TensorView,
+)
 from headwater.manifest import Manifest
 
 OPSETS = range(18, 24)
@@ -18,8 +24,10 @@ OPSETS = range(18, 24)
 
 MAXIMUM_GRAPH_BYTES = 64 * 2**20
 MAXIMUM_NODES = 200_000
-MAXIMUM_DEPTH = 4
-"""Graphs within graphs. The compiler makes none; recursion without a bound is an attack."""
+MAXIMUM_DEPTH = 2
+"""A graph and the bodies of its Scans: a Scan in a Scan would multiply their steps."""
+MAXIMUM_NODE_RUNS = 5_000_000
+"""Nodes that run in one call of a graph, those of a Scan's body once for each of its steps."""
 MAXIMUM_CONSTANT_BYTES = 16 * 2**20
 """Constants of one graph together: weights are inputs, so these are masks, axes and shapes."""
 
@@ -29,16 +37,22 @@ _FLATBUFFER_MARK = b"ORTM"
 
 OPERATORS = frozenset(
     """
-    Abs Acos Add And ArgMax ArgMin Asin Atan AveragePool BatchNormalization BitwiseAnd BitwiseNot
-    BitwiseOr BitwiseXor Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh CumSum Div Equal Erf
-    Exp Expand Floor Gather GatherElements Gelu Gemm Greater GreaterOrEqual HardSigmoid Identity
-    IsInf IsNaN Less LessOrEqual Log LogSoftmax MatMul Max MaxPool MaxUnpool Min Mod Mul Neg Not Or
-    Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round
-    ScatterElements ScatterND Shape Sigmoid Sign Sin Sinh Slice Softmax Split Sqrt Squeeze Sub Tan
-    Tanh Tile Transpose Trilu Unsqueeze Where Xor
+    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
+    BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh
+    CumSum Div Equal Erf Exp Expand Floor Gather GatherElements GatherND Gelu Gemm Greater
+    GreaterOrEqual HardSigmoid Identity IsInf IsNaN Less LessOrEqual Log LogSoftmax MatMul Max
+    MaxPool MaxUnpool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum Relu Reshape Round Scan ScatterElements ScatterND Shape Sigmoid Sign Sin
+    Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
     """.split()  # noqa: SIM905 - a table reads better as words
 )
-"""All pure functions of their inputs: nothing draws random numbers, loops, or reads a file."""
+"""All pure functions of their inputs: nothing draws random numbers or reads a file, and only Scan
+repeats anything, as often as its clock says (`_scan_runs`).
+"""
+
+_SCAN_SETTINGS = [
+    "body", "num_scan_inputs", "scan_input_directions", "scan_output_directions"
+]  # fmt: skip
 
 
 def check_graph(data: bytes, member: str) -> None:
@@ -58,7 +72,7 @@ def check_graph(data: bytes, member: str) -> None:
             f"graph {member} is not an ONNX file, is damaged or nests too deeply"
         ) from error
     _check_operator_sets(model, member)
-    nodes = constants = 0
+    nodes = runs = constants = 0
     for graph, depth in _graphs(model.graph, 1):
         if depth > MAXIMUM_DEPTH:
             raise PlanError(f"graph {member} nests graphs deeper than the limit of {MAXIMUM_DEPTH}")
@@ -66,6 +80,13 @@ def check_graph(data: bytes, member: str) -> None:
         if nodes > MAXIMUM_NODES:
             raise PlanError(f"graph {member} has more nodes than the limit of {MAXIMUM_NODES}")
         _check_nodes(graph, member)
+        _check_statistics(graph, member)
+        runs += len(graph.node) + sum(_inner_runs(node, graph, member) for node in graph.node)
+        if runs > MAXIMUM_NODE_RUNS:
+            raise PlanError(
+                f"graph {member} runs more nodes than the limit of {MAXIMUM_NODE_RUNS}, counting "
+                "those of a recurrent layer once for each of its steps"
+            )
         constants += _checked_constant_bytes(graph, member)
         if constants > MAXIMUM_CONSTANT_BYTES:
             raise PlanError(
@@ -82,7 +103,7 @@ def check_memory(manifest: Manifest, batch_size: int, memory_bytes: int) -> None
     Raises:
         PlanError: with both figures.
     """
-    needed = manifest.peak_memory_bytes.total(batch_size)
+    needed = manifest.step_memory_bytes(batch_size)
     if needed > memory_bytes:
         raise PlanError(
             f"a step of plan {manifest.name!r} with batch size {batch_size} needs about "
@@ -137,6 +158,58 @@ def _check_nodes(graph: GraphView, member: str) -> None:
                 f"graph {member} uses operator {node.op_type!r}, which is not on the list of "
                 "allowed operators: upgrade headwater on this device if a newer one compiled it"
             )
+
+
+def _check_statistics(graph: GraphView, member: str) -> None:
+    """Where a BatchNormalization writes statistics, only its own values may be written over.
+
+    onnxruntime's kernel puts new statistics where the old ones lie: were those an input of the
+    graph, a plan could change a device's data.
+    """
+    kinds = {name: node.op_type for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type == "BatchNormalization" and len(node.output) > 1:
+            sources = [kinds.get(name) for name in node.input[3:]]
+            if sources != ["Neg", "Abs"]:
+                raise PlanError(
+                    f"graph {member} has a BatchNormalization that writes over statistics which "
+                    "other nodes may read: they must come from a Neg and an Abs"
+                )
+
+
+def _inner_runs(node: NodeView, graph: GraphView, member: str) -> int:
+    """How many nodes run inside of a node: none, unless it is a Scan."""
+    if node.op_type == "Scan":
+        return _scan_runs(node, graph, member)
+    if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+        raise PlanError(
+            f"graph {member} holds a graph inside of operator {node.op_type!r}; only Scan has one"
+        )
+    return 0
+
+
+def _scan_runs(node: NodeView, graph: GraphView, member: str) -> int:
+    """A Scan's steps times its nodes.
+
+    Its last input is a clock: a constant vector with one element for each step. onnxruntime demands
+    that all sequences of a Scan are equally long, so no other input can make it run longer, not
+    even one that is computed and takes no memory because its other dimensions are zero.
+    """
+    settings = {attribute.name: attribute for attribute in node.attribute}
+    if len(settings) != len(node.attribute) or not set(settings) <= set(_SCAN_SETTINGS):
+        raise PlanError(
+            f"graph {member} has a Scan with settings other than {', '.join(_SCAN_SETTINGS)}"
+        )
+    fed = {value.name for value in graph.input}
+    clocks = {t.name: t.dims for t in graph.initializer if len(t.dims) == 1 and t.name not in fed}
+    scanned = settings["num_scan_inputs"].i if "num_scan_inputs" in settings else 0
+    clock = node.input[-1] if 0 < scanned <= len(node.input) else ""
+    if clock not in clocks or "body" not in settings:
+        raise PlanError(
+            f"graph {member} has a Scan whose steps are not those of a constant: its last sequence "
+            "must be a constant vector with one element for each step"
+        )
+    return clocks[clock][0] * len(settings["body"].g.node)
 
 
 def _checked_constant_bytes(graph: GraphView, member: str) -> int:

@@ -1,7 +1,9 @@
 """The names that values have in a plan's graphs, as one place turns them to and fro.
 
 p.TENSOR state    f.TENSOR frozen    o.SLOT.TENSOR optimizer    x0.. inputs    y0.. targets
-h.NAME hyperparameter    seed    loss    m.METRIC    output    new.NAME state after a step
+w examples' weights    h.NAME hyperparameter    seed    a.TENSOR the round's first weights
+c.TENSOR correction of a gradient    g.TENSOR gradient    loss    m.METRIC
+output, output.PART    new.NAME state after a step
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,7 +25,8 @@ Value = TypeVar("Value", bound=Any)
 def batch_values(batch: Batch) -> dict[str, Array]:
     """A batch's arrays by graph name."""
     named = {f"x{index}": array for index, array in enumerate(batch.inputs)}
-    return named | {f"y{index}": array for index, array in enumerate(batch.targets)}
+    named |= {f"y{index}": array for index, array in enumerate(batch.targets)}
+    return named if batch.weights is None else {**named, "w": batch.weights}
 
 
 def state_values(plan: Plan, weights: Weights) -> dict[str, Array]:
@@ -47,11 +50,34 @@ def evaluation_outputs(manifest: Manifest) -> set[str]:
 
 def training_outputs(manifest: Manifest) -> set[str]:
     """What the training step of a plan gives: all state anew, the loss and the metrics."""
+    return _new_buffers(manifest) | applied_outputs(manifest) | evaluation_outputs(manifest)
+
+
+def gradient_outputs(manifest: Manifest) -> set[str]:
+    """What the first half of a training step gives: gradients, buffers, loss and metrics."""
+    gradients = {f"g.{spec.name}" for spec in manifest.layout.trainable}
+    return gradients | _new_buffers(manifest) | evaluation_outputs(manifest)
+
+
+def applied_outputs(manifest: Manifest) -> set[str]:
+    """What the second half of a training step gives: trainable tensors and optimizer state anew."""
+    parameters = {f"{_NEW}p.{spec.name}" for spec in manifest.layout.trainable}
+    return parameters | {_NEW + slot.value_name for slot in manifest.optimizer.slots}
+
+
+def _new_buffers(manifest: Manifest) -> set[str]:
     layout = manifest.layout
-    tensors = layout.trainable + layout.float_buffers + layout.integer_buffers
-    state = {f"{_NEW}p.{spec.name}" for spec in tensors}
-    slots = {_NEW + slot.value_name for slot in manifest.optimizer.slots}
-    return state | slots | evaluation_outputs(manifest)
+    return {f"{_NEW}p.{spec.name}" for spec in layout.float_buffers + layout.integer_buffers}
+
+
+def is_state(name: str) -> bool:
+    """Whether a result is a tensor of the state after the step."""
+    return name.startswith(_NEW)
+
+
+def forward_outputs(manifest: Manifest) -> set[str]:
+    """What the forward pass of the torch form gives: the buffers anew, the loss and the metrics."""
+    return _new_buffers(manifest) | evaluation_outputs(manifest)
 
 
 def check_outputs(found: Iterable[str], expected: set[str], member: str) -> None:
@@ -76,14 +102,22 @@ def updated(results: Mapping[str, Value], state: Mapping[str, Value]) -> dict[st
     """
     new = {name: results[_NEW + name] for name in state}
     for name, before in state.items():
-        after = new[name]
-        if tuple(after.shape) != tuple(before.shape) or after.dtype != before.dtype:
-            raise PlanError(
-                f"the plan's step turns {name!r:.80} of shape {tuple(before.shape)} and "
-                f"{before.dtype} into shape {tuple(after.shape)} and {after.dtype}: compile the "
-                "plan again, or don't trust where it came from"
-            )
+        check_unchanged_form(name, before, new[name])
     return new
+
+
+def check_unchanged_form(name: str, before: Any, after: Any) -> None:
+    """Refuse a new value of another shape or dtype than the value before.
+
+    Raises:
+        PlanError: with the value's name.
+    """
+    if tuple(after.shape) != tuple(before.shape) or after.dtype != before.dtype:
+        raise PlanError(
+            f"the plan's step turns {name!r:.80} of shape {tuple(before.shape)} and "
+            f"{before.dtype} into shape {tuple(after.shape)} and {after.dtype}: compile the "
+            "plan again, or don't trust where it came from"
+        )
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:

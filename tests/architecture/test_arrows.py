@@ -20,7 +20,7 @@ ALLOWED = {
     "coordinator": {"headwater", "storage"},
 }
 HEAVY = {
-    "torch": ("coordinator/compiler/", "edge_client/trainers/torch_"),
+    "torch": ("coordinator/compiler/", "edge_client/trainers/torch_", "edge_client/ranks/torch_"),
     "onnx": ("coordinator/compiler/",),
     "onnxscript": ("coordinator/compiler/",),
     "onnx_ir": ("coordinator/compiler/",),

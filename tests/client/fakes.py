@@ -18,7 +18,14 @@ from edge_client.settings import Settings
 from edge_client.state import StateDirectory
 from headwater.batch import Batch, TensorSignature
 from headwater.layout import Role, TensorSpec, Weights
-from headwater.manifest import GraphPort, Manifest, Member, OptimizerSpec, PeakMemory
+from headwater.manifest import (
+    GraphPort,
+    Manifest,
+    Member,
+    OptimizerSpec,
+    ParameterGroup,
+    PeakMemory,
+)
 from headwater.plan import Plan
 from headwater.safetensors import write_weights
 from headwater.v1 import fleet_pb2 as pb
@@ -67,7 +74,13 @@ class ManualClock:
 def tiny_manifest(elements: int = 4, **changes: Any) -> tuple[Manifest, dict[str, bytes]]:
     members = {
         name: f"bytes of {name} for {elements}".encode() * 20
-        for name in ("train.onnx", "evaluate.onnx", "train.aten.json", "evaluate.aten.json")
+        for name in (
+            "train.onnx",
+            "evaluate.onnx",
+            "forward.aten.json",
+            "apply.aten.json",
+            "evaluate.aten.json",
+        )
     }
     fields: dict[str, Any] = {
         "name": "tiny",
@@ -80,7 +93,7 @@ def tiny_manifest(elements: int = 4, **changes: Any) -> tuple[Manifest, dict[str
         "inputs": (TensorSignature("x0", (2,), "float32"),),
         "targets": (TensorSignature("y0", (), "int64", 3),),
         "metrics": ("accuracy",),
-        "optimizer": OptimizerSpec("sgd", {}, ()),
+        "optimizer": OptimizerSpec("sgd", (ParameterGroup({}, 1.0, ("weight",)),), ()),
         "hyperparameters": {"learning_rate": 0.1},
         "uses_seed": False,
         "batch_size": 4,
@@ -157,6 +170,9 @@ class AddingTrainer:
 
     def set_optimizer_state(self, state: Mapping[str, Any]) -> None:
         self.slot = float(state["o.step"])
+
+    def set_correction(self, correction: Mapping[str, Any] | None) -> None:
+        raise AssertionError("nothing of the client's sets corrections")
 
     def train_step(
         self, batch: Batch, hyperparameters: Mapping[str, float], seed: int

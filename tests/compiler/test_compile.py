@@ -71,7 +71,7 @@ def test_every_zoo_model_has_all_members(name: str) -> None:
     plan = compiled(name)
     assert set(plan.members) == {
         "train.onnx", "gradients.onnx", "apply.onnx", "evaluate.onnx", "predict.onnx",
-        "train.aten.json", "evaluate.aten.json", "weights.safetensors",
+        "forward.aten.json", "apply.aten.json", "evaluate.aten.json", "weights.safetensors",
     }  # fmt: skip
     graphs = plan.manifest.graphs
     layout = plan.manifest.layout

@@ -43,6 +43,7 @@ target = { shape = [], dtype = "int64" }
 optimizer = { name = "sgd", learning_rate = 0.1 }
 local_steps = 1
 batch_size = 8
+optimizer_state = "reset"
 [rounds]
 count = 2
 cohort = 2
@@ -241,6 +242,30 @@ async def test_a_round_closes_at_its_deadline_with_its_quorum(rig: Rig) -> None:
     assert rows["a"].weight == 1.0
     cancel = (await b.next("cancel")).cancel
     assert cancel.assignment_id == second.assignment_id
+
+
+async def test_the_learning_rate_follows_the_schedule_by_version(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An abandoned round does not move it on; the round's record says what it was."""
+    caplog.set_level("INFO", "headwater.round")
+    (a,) = await rig.attend("a")
+    schedule = '"reset"\nschedule = { name = "linear", warmup_rounds = 1, final_scale = 0.5 }'
+    job = await rig.submit(cohort="1", count="3", optimizer_state=schedule)
+    expected = {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.075}
+    for number, rate in expected.items():
+        assignment = await a.assigned()
+        assert dict(assignment.hyperparameters) == pytest.approx({"learning_rate": rate})
+        if number == 2:
+            _keep_alive(rig, assignment)
+            await rig.clock.jump(DEADLINE)
+            assert (await rig.ended(job, number)).state is RoundState.ABANDONED
+        else:
+            await a.deliver(assignment)
+            ended = await rig.ended(job, number)
+            assert ended.train_metrics["learning_rate"] == pytest.approx(rate)
+    assert "learning rate 0.1 (warmup, round 1 of 1)" in caplog.text
+    assert "learning rate 0.075 (linear, round 2 of 2)" in caplog.text
 
 
 async def test_a_silent_client_costs_one_lease_and_is_left_out_for_a_while(rig: Rig) -> None:

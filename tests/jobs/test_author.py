@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from coordinator.author import compile_job, optimizer_settings
+from coordinator.compiler.optimizers import OPTIMIZERS, optimizer_from
 from coordinator.jobs.job_file import read_job
-from coordinator.jobs.job_spec import Optimizer
+from coordinator.jobs.train_spec import OPTIMIZER_SETTINGS, Optimizer
+from coordinator.services.submission import mismatch
 from headwater.errors import CompileError, JobFileError
+from headwater.manifest import StepSpec
 from headwater.plan import Plan
 from headwater.safetensors import write_tensors
 
@@ -128,12 +131,59 @@ def test_a_wrong_spec_from_python(job: Path) -> None:
     ("optimizer", "expected"),
     [
         (Optimizer(name="sgd", learning_rate=0.1, nesterov=True, momentum=0.9),
-         {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": True,
+         {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "dampening": 0.0, "nesterov": True,
           "weight_decay": 0.0}),
         (Optimizer(name="adamw", learning_rate=0.1, betas=(0.5, 0.6)),
          {"name": "adamw", "learning_rate": 0.1, "beta1": 0.5, "beta2": 0.6, "epsilon": 1e-8,
-          "weight_decay": 0.01}),
+          "weight_decay": 0.01, "amsgrad": False}),
     ],
 )  # fmt: skip
 def test_the_optimizer_as_the_compiler_takes_it(optimizer: Optimizer, expected: object) -> None:
     assert optimizer_settings(optimizer) == expected
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_SETTINGS)
+def test_the_job_files_optimizers_are_the_compilers(name: str) -> None:
+    optimizer, _ = optimizer_from(optimizer_settings(Optimizer(name=name, learning_rate=0.1)))
+    defaults, _ = optimizer_from({"name": name, "learning_rate": 0.1})
+    assert optimizer == defaults
+    assert set(OPTIMIZER_SETTINGS) == set(OPTIMIZERS)
+
+
+OPTIONS = """
+proximal = 0.01
+clip_norm = 2.0
+micro_batch_size = 4
+groups = [{ parameters = "*.bias", weight_decay = 0, learning_rate_scale = 2.0 }]
+[rounds]"""
+
+
+def test_what_a_job_asks_of_the_step_is_in_its_plan(job: Path) -> None:
+    code = MODEL.replace("output, target)", "output, target, weight)").replace(
+        "forward(self, x)", "forward(self, *, x)"
+    )
+    (job.parent / "model.py").write_text(code)
+    text = JOB.replace("\n[rounds]", OPTIONS).replace(
+        "[train]", 'weight = "importance"\ncall = "keywords"\n[train]'
+    )
+    job.write_text(text)
+    manifest = compile_job(job).manifest
+    assert manifest.step == StepSpec(clip_norm=2.0, micro_batch_size=4)
+    assert manifest.hyperparameters == {"learning_rate": 0.01, "proximal": 0.01}
+    assert manifest.targets[-1].name == "importance"
+    assert manifest.weighted
+    bias, rest = manifest.optimizer.groups
+    assert (bias.tensors, bias.learning_rate_scale) == (("layer.bias",), 2.0)
+    assert (bias.settings["weight_decay"], rest.tensors) == (0.0, ("layer.weight",))
+
+    spec = read_job(job)
+    assert mismatch(spec, manifest) == ""
+    for changed, fault in (
+        (replace(spec.train, clip_norm=None), "with clip_norm = 2.0"),
+        (replace(spec.train, micro_batch_size=8), "with micro_batch_size = 4"),
+        (replace(spec.train, proximal=None), "with proximal = 0.01"),
+    ):
+        found = mismatch(replace(spec, train=changed), manifest)
+        assert found == f"the plan was compiled {fault}"
+    unweighted = replace(spec, model=replace(spec.model, weight=None))
+    assert mismatch(unweighted, manifest) == "the plan was compiled with weight = importance"

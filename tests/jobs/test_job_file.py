@@ -11,12 +11,11 @@ from coordinator.jobs.job_spec import (
     Evaluate,
     JobSpec,
     Model,
-    Optimizer,
     Rounds,
     Stop,
     Tensor,
-    Train,
 )
+from coordinator.jobs.train_spec import Group, Optimizer, Schedule, Train
 from headwater.batch import TensorSignature
 from headwater.errors import JobFileError
 
@@ -143,12 +142,18 @@ def test_several_inputs_have_names_of_their_own(job: str) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
-        ("sgd", "", {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}),
+        ("sgd", "", {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0}),
         ("sgd", ", momentum = 0.9, nesterov = true",
-         {"momentum": 0.9, "nesterov": True, "weight_decay": 0.0}),
+         {"momentum": 0.9, "dampening": 0.0, "nesterov": True, "weight_decay": 0.0}),
         ("adam", ", betas = [0.5, 0.9]",
-         {"betas": (0.5, 0.9), "epsilon": 1e-8, "weight_decay": 0.0}),
-        ("adamw", "", {"betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.01}),
+         {"betas": (0.5, 0.9), "epsilon": 1e-8, "weight_decay": 0.0, "amsgrad": False}),
+        ("adamw", "",
+         {"betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.01, "amsgrad": False}),
+        ("adagrad", ", initial_accumulator = 0.1",
+         {"learning_rate_decay": 0.0, "initial_accumulator": 0.1, "epsilon": 1e-10,
+          "weight_decay": 0.0}),
+        ("rmsprop", ", centered = true",
+         {"alpha": 0.99, "epsilon": 1e-8, "momentum": 0.0, "centered": True, "weight_decay": 0.0}),
     ],
 )  # fmt: skip
 def test_optimizer_settings(job: str, name: str, given: str, expected: object) -> None:
@@ -167,6 +172,27 @@ def test_the_mode_of_stopping_follows_from_the_metric(job: str, metric: str, mod
     ).rounds.stop
     assert stop is not None
     assert stop.mode == mode
+
+
+def _added(lines: str) -> tuple[str, str]:
+    """A replacement that adds lines to `[train]`, from line 17 on."""
+    return 'optimizer_state = "reset"\n', f'optimizer_state = "reset"\n{lines}\n'
+
+
+def test_what_else_the_step_does(job: str) -> None:
+    old, new = _added(
+        'schedule = { name = "cosine", warmup_rounds = 2, final_scale = 0.1 }\n'
+        'groups = [{ parameters = "*.bias", weight_decay = 0 }, { parameters = "head.*" }]\n'
+        "clip_value = 0.5\nproximal = 0.01\nmicro_batch_size = 8"
+    )
+    spec = parse_job(job.replace(old, new), "job.toml")
+    assert spec.train.schedule == Schedule(name="cosine", warmup_rounds=2, final_scale=0.1)
+    assert spec.train.groups == (
+        Group(parameters="*.bias", weight_decay=0.0),
+        Group(parameters="head.*"),
+    )
+    assert (spec.train.clip_value, spec.train.proximal) == (0.5, 0.01)
+    assert JobSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 TENSOR = 'input = { shape = [3, 32, 32], dtype = "float32" }'
@@ -214,7 +240,7 @@ NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit f
          '8: [model] metrics = ["accuracy", "model:accuracy"]: each metric once (they are recorded '
          "by the name after the colon)"),
         ('["accuracy"]', '["accuracy", "loss"]',
-         '8: [model] metrics = ["accuracy", "loss"]: "loss" is always recorded and no metric'),
+         '8: [model] metrics = ["accuracy", "loss"]: "loss" is recorded anyhow and no metric'),
         ("[3, 32, 32]", "[3, -32, 32]", "9: [model] input.shape[1] = -32: at least 1"),
         ("[3, 32, 32]", "3",
          "9: [model] input.shape = 3: a list of whole numbers, each at least 1, not a "
@@ -234,14 +260,19 @@ NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit f
         (TENSOR, TENSOR + '\nstart = "digits"',
          '10: [model] start = "digits": "JOB@VERSION", "JOB@latest" or the path of a .safetensors '
          "file"),
-        ('"sgd"', '"rmsprop"',
-         '13: [train] optimizer.name = "rmsprop": one of "sgd", "adam", "adamw"'),
+        ('"sgd"', '"lion"',
+         '13: [train] optimizer.name = "lion": one of "sgd", "adam", "adamw", "adagrad", '
+         '"rmsprop"'),
         ('"sgd"', '"adam"',
-         "13: [train] optimizer.momentum = 0.9: adam has only betas, epsilon, weight_decay"),
+         "13: [train] optimizer.momentum = 0.9: adam has only betas, epsilon, weight_decay, "
+         "amsgrad, learning_rate"),
+        ("momentum = 0.9", "dampening = 0.5",
+         "13: [train] optimizer.dampening = 0.5: only with momentum above 0"),
         ("momentum = 0.9", "momentum = 1.0",
          "13: [train] optimizer.momentum = 1.0: at least 0 and below 1"),
         ("momentum = 0.9", "nesterov = true",
-         "13: [train] optimizer.nesterov = true: only with momentum above 0"),
+         "13: [train] optimizer.nesterov = true: only with momentum above 0 and without "
+         "dampening"),
         ("momentum = 0.9", "betas = [0.9]",
          "13: [train] optimizer.betas = [0.9]: exactly 2 values"),
         ("learning_rate = 0.01", "learning_rate = nan",
@@ -251,6 +282,28 @@ NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit f
         ("local_epochs = 1", "local_epochs = 1\nlocal_steps = 1",
          "15: [train] local_steps = 1: exactly one of local_epochs and local_steps is allowed"),
         ("batch_size = 32", "", "12: [train] batch_size: missing; a whole number, at least 1"),
+        (*_added('schedule = { name = "warm" }'),
+         '17: [train] schedule.name = "warm": one of "constant", "cosine", "linear", "step", '
+         '"exponential"'),
+        (*_added('schedule = { name = "step", final_scale = 0.1 }'),
+         "17: [train] schedule.final_scale = 0.1: step has only factor, every_rounds, "
+         "warmup_rounds"),
+        (*_added('schedule = { name = "constant", warmup_rounds = 20 }'),
+         "17: [train] schedule.warmup_rounds = 20: below rounds.count (20)"),
+        (*_added("groups = [{ weight_decay = 0 }]"),
+         "17: [train] groups[0].parameters: missing; a text"),
+        (*_added('groups = [{ parameters = "*", learning_rate_scale = -1 }]'),
+         "17: [train] groups[0].learning_rate_scale = -1: at least 0"),
+        (*_added("clip_norm = 0"), "17: [train] clip_norm = 0: above 0"),
+        (*_added("clip_norm = 1\nclip_value = 1"),
+         "18: [train] clip_value = 1: exactly one of clip_norm and clip_value is allowed"),
+        (*_added("proximal = 0"), "17: [train] proximal = 0: above 0"),
+        (*_added("micro_batch_size = 64"),
+         "17: [train] micro_batch_size = 64: at most the batch_size (32)"),
+        (TENSOR, TENSOR + '\ncall = "kwargs"',
+         '10: [model] call = "kwargs": one of "positional", "keywords", "dictionary"'),
+        (TENSOR, TENSOR + '\nweight = "y"',
+         '5: [model]: several inputs or targets are named "y": each needs its own'),
         ('"reset"', '"forget"',
          '16: [train] optimizer_state = "forget": one of "reset", "keep"'),
     ],

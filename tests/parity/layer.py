@@ -1,4 +1,7 @@
-"""A layer as a case of the zoo: the layer, then a linear map to three classes."""
+"""A layer as a case of the zoo: a trained scale, the layer, then a linear map to three classes.
+
+The scale lets a gradient pass through the layer; inputs that are numbers of rows go in as they are.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +38,19 @@ class Layer:
         example = torch.zeros(2, *self.shape, dtype=getattr(torch, self.dtype))
         with torch.no_grad():
             width = layer.eval()(example).flatten(1).shape[1]
-        return nn.Sequential(layer.train(), nn.Flatten(), nn.Linear(width, 3))
+        before = [Scale(self.shape[-1])] if example.is_floating_point() else []
+        return nn.Sequential(*before, layer.train(), nn.Flatten(), nn.Linear(width, 3))
+
+
+class Scale(nn.Module):
+    """A trained factor for each place of the last dimension."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.scale
 
 
 class First(nn.Module):
@@ -51,12 +66,24 @@ class First(nn.Module):
 
 
 class Function(nn.Module):
-    """A trained scale, then a function: for functions that have no module."""
+    """For functions that have no module."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], size: int) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
-        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, size))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.function(features * self.scale)
+        return self.function(features)
+
+
+class Itself(nn.Module):
+    """A layer of several inputs, which gets its input that often."""
+
+    def __init__(self, inner: nn.Module, times: int = 2) -> None:
+        super().__init__()
+        self.inner = inner
+        self.times = times
+
+    def forward(self, features: Tensor) -> Tensor:
+        found = self.inner(*[features] * self.times)
+        return found[0] if isinstance(found, tuple) else found

@@ -1,6 +1,7 @@
 """Plans that lie: each is refused as a plan, never by a crash of another kind."""
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from edge_client.trainers import open_trainer
@@ -102,12 +104,64 @@ def test_dtypes_are_those_of_plans(dtype: Any) -> None:
 def test_slots_have_the_shapes_of_their_tensors(slot: Fields) -> None:
     """A trainer makes them at once, before any data proves that such a model exists."""
     content = fields()
-    content["optimizer"]["slots"].append(slot)
+    content["optimizer"]["slots"].append(slot | {"initial": 0.0})
     refused(content)
 
 
+def _without_a_tensor(content: Fields) -> None:
+    content["optimizer"]["groups"][0]["tensors"].pop()
+
+
+def _with_a_tensor_twice(content: Fields) -> None:
+    content["optimizer"]["groups"].append(content["optimizer"]["groups"][0])
+
+
+def _with_an_endless_scale(content: Fields) -> None:
+    content["optimizer"]["groups"][0]["learning_rate_scale"] = float("inf")
+
+
+def _with_an_odd_start(content: Fields) -> None:
+    content["optimizer"]["slots"][0]["initial"] = float("nan")
+
+
+def _with_empty_parts(content: Fields) -> None:
+    content["step"]["micro_batch_size"] = 0
+
+
+def _with_odd_corrections(content: Fields) -> None:
+    content["step"]["corrections"] = 1
+
+
+def _with_weighing_inputs(content: Fields) -> None:
+    content["inputs"][0]["is_weight"] = True
+
+
+def _with_weights_of_integers(content: Fields) -> None:
+    content["targets"][-1]["is_weight"] = True
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without_a_tensor, "do not hold each trainable tensor once"),
+        (_with_a_tensor_twice, "do not hold each trainable tensor once"),
+        (_with_an_endless_scale, "inf is not a finite number"),
+        (_with_an_odd_start, "nan is not a finite number"),
+        (_with_empty_parts, "0 where a positive number belongs"),
+        (_with_odd_corrections, "1 is not a bool"),
+        (_with_weighing_inputs, "a weight and not the last target"),
+        (_with_weights_of_integers, "weights are one float32 an example"),
+    ],
+)
+def test_what_a_step_does_is_told_soundly(spoil: Callable[[Fields], None], message: str) -> None:
+    content = fields()
+    Manifest.from_bytes(json.dumps(content).encode())
+    spoil(content)
+    refused(content, message)
+
+
 def test_a_model_without_trainable_tensors_is_refused() -> None:
-    refused(fields() | {"tensors": [], "optimizer": {"name": "sgd", "settings": {}, "slots": []}})
+    refused(fields() | {"tensors": [], "optimizer": {"name": "sgd", "groups": [], "slots": []}})
 
 
 def plan_with(members: Mapping[str, bytes], **changes: Any) -> Plan:
@@ -171,52 +225,108 @@ def test_a_step_that_gives_other_shapes_is_refused(output: str, value: np.ndarra
     trainer.weights()
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
 @pytest.mark.parametrize("output", ["loss", "new.p.1.bias", "new.o.momentum.1.bias"])
-def test_a_step_without_an_output_is_refused(backend: str, output: str) -> None:
-    content, source = fields(), compiled("mlp").members
+def test_a_step_without_an_output_is_refused(output: str) -> None:
+    content = fields()
     content["graphs"]["train.onnx"]["outputs"].remove(output)
-    graph = json.loads(source["train.aten.json"])
-    graph["outputs"] = [pair for pair in graph["outputs"] if pair[0] != output]
 
     def remove(model: onnx.ModelProto) -> None:
         kept = [info for info in model.graph.output if info.name != output]
         del model.graph.output[:]
         model.graph.output.extend(kept)
 
-    members = {
-        "train.onnx": changed_onnx("train.onnx", remove),
-        "train.aten.json": json.dumps(graph).encode(),
-    }
-    plan = plan_with(members, graphs=content["graphs"])
+    plan = plan_with({"train.onnx": changed_onnx("train.onnx", remove)}, graphs=content["graphs"])
     with pytest.raises(PlanError, match=f"train.* lacks the output '{output}' or should not"):
-        open_trainer(plan, backend, threads=1, device="cpu")  # type: ignore[arg-type]
+        open_trainer(plan, "onnxruntime", threads=1)
+
+
+def torch_plan(member: str, change: Callable[[dict[str, Any]], None]) -> Plan:
+    """The MLP's plan with one member of the torch form changed."""
+    graph = json.loads(compiled("mlp").members[member])
+    change(graph)
+    return plan_with({member: json.dumps(graph).encode()})
 
 
 @pytest.mark.parametrize(
-    ("output", "node"),
+    ("member", "output"),
     [
-        ("loss", ["number.add", [1, 2], {}]),
-        ("loss", ["aten.ones.default", [[3]], {}]),
-        ("m.accuracy", ["aten.ones.default", [[1, 1]], {}]),
-        ("new.p.1.bias", ["aten.ones.default", [[2]], {}]),
-        ("new.p.1.bias", ["aten.ones.default", [[12]], {"dtype": {"dtype": "int64"}}]),
-        ("new.p.1.bias", ["aten.ones.default", [[-1]], {}]),
-        ("new.p.1.bias", ["aten.ones.default", [[2**61, 2**61]], {}]),
-        ("new.p.1.bias", ["number.truediv", [1, 0], {}]),
-        ("new.p.1.bias", ["number.add", [{"dtype": "float32"}, [1]], {}]),
+        ("forward.aten.json", "loss"),
+        ("evaluate.aten.json", "m.accuracy"),
+        ("apply.aten.json", "new.p.0"),
+        ("apply.aten.json", "new.o.momentum.0"),
     ],
 )
-def test_a_torch_step_that_gives_something_else_is_refused(output: str, node: list[Any]) -> None:
-    graph = json.loads(compiled("mlp").members["train.aten.json"])
-    last = len(graph["inputs"]) + len(graph["constants"]) + len(graph["nodes"])
-    graph["nodes"].append(node)
-    graph["outputs"] = [[n, last if n == output else at] for n, at in graph["outputs"]]
-    plan = plan_with({"train.aten.json": json.dumps(graph).encode()})
+def test_a_torch_step_without_an_output_is_refused(member: str, output: str) -> None:
+    def remove(graph: dict[str, Any]) -> None:
+        graph["outputs"] = [pair for pair in graph["outputs"] if pair[0] != output]
+
+    with pytest.raises(PlanError, match=f"{member} lacks the output '{output}' or should not"):
+        open_trainer(torch_plan(member, remove), "torch", threads=1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("member", "output", "node"),
+    [
+        ("forward.aten.json", "loss", ["number.add", [1, 2], {}]),
+        ("forward.aten.json", "loss", ["aten.ones.default", [[3]], {}]),
+        ("forward.aten.json", "loss", ["aten.ones.default", [[]], {}]),
+        ("forward.aten.json", "m.accuracy", ["aten.ones.default", [[1, 1]], {}]),
+        ("apply.aten.json", "new.p.0", ["aten.ones.default", [[2]], {}]),
+        (
+            "apply.aten.json",
+            "new.p.0",
+            ["aten.ones.default", [[352]], {"dtype": {"dtype": "int64"}}],
+        ),
+        ("apply.aten.json", "new.p.0", ["aten.ones.default", [[-1]], {}]),
+        ("apply.aten.json", "new.p.0", ["aten.ones.default", [[2**61, 2**61]], {}]),
+        ("apply.aten.json", "new.p.0", ["number.truediv", [1, 0], {}]),
+        ("apply.aten.json", "new.p.0", ["number.add", [{"dtype": "float32"}, [1]], {}]),
+    ],
+)
+def test_a_torch_step_that_gives_something_else_is_refused(
+    member: str, output: str, node: list[Any]
+) -> None:
+    def replace(graph: dict[str, Any]) -> None:
+        last = len(graph["inputs"]) + len(graph["constants"]) + len(graph["nodes"])
+        graph["nodes"].append(node)
+        graph["outputs"] = [[n, last if n == output else at] for n, at in graph["outputs"]]
+
+    plan = torch_plan(member, replace)
     trainer = open_trainer(plan, "torch", threads=1, device="cpu")
     trainer.set_weights(plan.initial_weights())
     with pytest.raises(PlanError, match="the plan's"):
         trainer.train_step(batch(ZOO["mlp"], 3, 0), {}, 0)
+
+
+def test_a_torch_step_that_writes_the_batch_is_refused() -> None:
+    def write(graph: dict[str, Any]) -> None:
+        graph["nodes"].insert(
+            0, ["aten.zero_.default", [{"value": graph["inputs"].index("x0")}], {}]
+        )
+
+    with pytest.raises(PlanError, match=r"node 0 \(aten\.zero_\.default\) writes value"):
+        open_trainer(torch_plan("evaluate.aten.json", write), "torch", threads=1, device="cpu")
+
+
+def test_a_step_that_turns_gradients_off_is_refused_and_leaves_them_on() -> None:
+    def turn_off(graph: dict[str, Any]) -> None:
+        given = len(graph["inputs"]) + len(graph["constants"])
+        text = json.dumps([graph["nodes"], graph["outputs"]])
+        shifted = re.sub(
+            r'"value": (\d+)',
+            lambda m: f'"value": {int(m[1]) + (int(m[1]) >= given)}',
+            text,
+        )
+        nodes, outputs = json.loads(shifted)
+        graph["nodes"] = [["gradient.enabled", [False], {}], *nodes]
+        graph["outputs"] = [[name, at + 1] for name, at in outputs]
+
+    plan = torch_plan("forward.aten.json", turn_off)
+    trainer = open_trainer(plan, "torch", threads=1, device="cpu")
+    trainer.set_weights(plan.initial_weights())
+    with pytest.raises(PlanError, match="does not require grad"):
+        trainer.train_step(batch(ZOO["mlp"], 3, 0), {}, 0)
+    assert torch.is_grad_enabled()
 
 
 def test_a_string_for_a_loss_is_refused() -> None:

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 
 from headwater import plan_checks
 from headwater.errors import PlanError
+from headwater.graph_runtime import open_session, run_session
 from headwater.plan_checks import check_graph, check_memory
 from tests.plans import compiled
 
@@ -73,15 +74,139 @@ def test_functions_and_sparse_constants_are_refused() -> None:
     refused(bad, "sparse constant")
 
 
-def test_nesting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_checks, "OPERATORS", plan_checks.OPERATORS | {"If"})
-    inner = model().graph
-    for _ in range(4):
-        node = helper.make_node("If", ["x"], ["y"], then_branch=inner)
-        inner = helper.make_graph([node], "g", [], [])
-    bad = model()
-    bad.graph.CopyFrom(inner)
-    refused(bad, "nests graphs deeper than the limit of 4")
+def normalization(statistics: str) -> onnx.ModelProto:
+    mean, variance = helper.make_node("Neg", ["x"], ["m"]), helper.make_node("Abs", ["x"], ["v"])
+    node = helper.make_node(
+        "BatchNormalization", ["x", "x", "x", *statistics.split()], ["y", "a", "b"],
+        training_mode=1, momentum=0.0,
+    )  # fmt: skip
+    return model(mean, variance, node)
+
+
+def test_a_normalization_writes_only_over_its_own_values() -> None:
+    check_graph(normalization("m v").SerializeToString(), "test")
+    for statistics in ("x v", "m x", "v m"):
+        refused(normalization(statistics), "writes over statistics which other nodes may read")
+
+
+def scan(steps: int, *nodes: onnx.NodeProto, clock: int | None = None) -> onnx.ModelProto:
+    """A running sum over `steps` rows of x."""
+    state, row, tick, total, out = (
+        helper.make_tensor_value_info(name, kind, None)
+        for name, kind in [
+            ("state", TensorProto.FLOAT), ("row", TensorProto.FLOAT), ("tick", TensorProto.UINT8),
+            ("total", TensorProto.FLOAT), ("out", TensorProto.FLOAT),
+        ]
+    )  # fmt: skip
+    chosen = nodes or (
+        helper.make_node("Add", ["state", "row"], ["total"]),
+        helper.make_node("Identity", ["total"], ["out"]),
+    )
+    body = helper.make_graph(list(chosen), "step", [state, row, tick], [total, out])
+    node = helper.make_node(
+        "Scan", ["x", "rows", "clock"], ["last", "y"], body=body, num_scan_inputs=2
+    )
+    found = model(node)
+    found.graph.input.append(helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, 1]))
+    ticks = np.zeros(steps if clock is None else clock, np.uint8)
+    found.graph.initializer.append(onnx.numpy_helper.from_array(ticks, "clock"))
+    return found
+
+
+def changed_scan(change: Callable[[onnx.NodeProto], None]) -> onnx.ModelProto:
+    found = scan(3)
+    change(found.graph.node[0])
+    return found
+
+
+def test_a_scan_with_a_clock_passes() -> None:
+    check_graph(scan(3).SerializeToString(), "train.onnx")
+
+
+def test_a_scan_is_as_long_as_its_clock() -> None:
+    """What the check relies on: onnxruntime refuses sequences of unequal length."""
+    feeds = {"x": np.zeros(1, np.float32), "rows": np.ones((3, 1), np.float32)}
+    for steps, runs in ((3, True), (2, False), (4, False)):
+        data = scan(3, clock=steps).SerializeToString()
+        session = open_session(data, "train.onnx", threads=1)
+        if runs:
+            (found,) = run_session(session, ["y"], feeds, "train.onnx")
+            np.testing.assert_array_equal(found, [[1], [2], [3]])
+        else:
+            with pytest.raises(PlanError, match="inconsistent sequence lengths"):
+                run_session(session, ["y"], feeds, "train.onnx")
+
+
+def test_the_steps_of_a_scan_are_bounded() -> None:
+    check_graph(scan(1_000_000).SerializeToString(), "train.onnx")
+    refused(scan(3_000_000), "more nodes than the limit of 5000000, counting those of a recurrent")
+
+
+def _axes(node: onnx.NodeProto) -> None:
+    node.attribute.append(helper.make_attribute("scan_input_axes", [1, 1]))
+
+
+def _two_bodies(node: onnx.NodeProto) -> None:
+    node.attribute.append(helper.make_attribute("body", scan(1).graph.node[0].attribute[0].g))
+
+
+def _computed(node: onnx.NodeProto) -> None:
+    node.input[-1] = "rows"
+
+
+def _no_sequences(node: onnx.NodeProto) -> None:
+    node.attribute.remove(next(a for a in node.attribute if a.name == "num_scan_inputs"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_axes, "a Scan with settings other than body"),
+        (_two_bodies, "a Scan with settings other than body"),
+        (_computed, "a Scan whose steps are not those of a constant"),
+        (_no_sequences, "a Scan whose steps are not those of a constant"),
+    ],
+)
+def test_a_scan_without_a_known_length_is_refused(
+    change: Callable[[onnx.NodeProto], None], message: str
+) -> None:
+    refused(changed_scan(change), message)
+
+
+@pytest.mark.parametrize("dims", [[2**40, 0], [0, 2**40]])
+def test_a_clock_without_bytes_is_refused(dims: list[int]) -> None:
+    """Steps that take no memory: the length of an empty tensor can be anything."""
+    bad = scan(3)
+    bad.graph.initializer[0].dims[:] = dims
+    refused(bad, "a Scan whose steps are not those of a constant")
+
+
+def test_a_clock_that_can_be_fed_is_refused() -> None:
+    bad = scan(3)
+    bad.graph.input.append(helper.make_tensor_value_info("clock", TensorProto.UINT8, [3]))
+    refused(bad, "a Scan whose steps are not those of a constant")
+
+
+def test_what_a_scan_holds_is_checked() -> None:
+    refused(scan(3, helper.make_node("Loop", ["state"], ["total"])), "operator 'Loop', which is")
+    tensor = TensorProto(name="w", dims=[1], data_type=TensorProto.FLOAT)
+    tensor.data_location = TensorProto.EXTERNAL
+    refused(scan(3, helper.make_node("Constant", [], ["y"], value=tensor)), "outside of its file")
+
+
+def test_a_scan_in_a_scan_is_refused() -> None:
+    inner = scan(3)
+    node = inner.graph.node[0]
+    outer = scan(3, node)
+    outer.graph.node[0].attribute[0].g.initializer.append(inner.graph.initializer[0])
+    check = scan(3, outer.graph.node[0])
+    check.graph.node[0].attribute[0].g.initializer.append(inner.graph.initializer[0])
+    refused(check, "nests graphs deeper than the limit of 2")
+
+
+def test_only_a_scan_holds_a_graph() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], body=model().graph)
+    refused(model(node), "a graph inside of operator 'Relu'; only Scan has one")
 
 
 def test_very_deep_nesting_does_not_exhaust_the_stack() -> None:
@@ -105,7 +230,8 @@ def _length(data: bytes) -> bytes:
     ("name", "limit", "message"),
     [
         ("MAXIMUM_GRAPH_BYTES", 10, "bytes; the limit is 10"),
-        ("MAXIMUM_NODES", 0, "more nodes than the limit of 0"),
+        ("MAXIMUM_NODES", 0, "has more nodes than the limit of 0"),
+        ("MAXIMUM_NODE_RUNS", 0, "runs more nodes than the limit of 0"),
     ],
 )
 def test_sizes_are_bounded(

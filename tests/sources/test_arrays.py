@@ -22,6 +22,38 @@ def write_csv(tmp_path, text):
     return str(path)
 
 
+WEIGHT = TensorSignature("importance", (), "float32", is_weight=True)
+
+
+def test_weights_come_by_name_beside_the_targets(tmp_path, vector_input, label):
+    """The target is still found by a usual name, or by the option that names it."""
+    arrays = {"x": np.ones((5, 2)), "importance": np.arange(5)}
+    named = write_npz(tmp_path, **arrays, label=np.arange(5))
+    for binding in (named, f"{named}?target=label"):
+        (batch,) = open_source(binding, vector_input, [*label, WEIGHT]).batches(5, None)
+        np.testing.assert_array_equal(batch.targets[0], np.arange(5))
+        np.testing.assert_array_equal(batch.weights, np.arange(5, dtype=np.float32))
+        assert batch.weights.dtype == np.float32
+        assert batch.mass == 10
+        assert batch.part(1, 3).mass == 3
+    (plain,) = open_source(named, vector_input, label).batches(5, None)
+    assert plain.weights is None
+    assert plain.mass == 5
+
+
+def test_a_csv_column_of_weights_is_no_feature(tmp_path, vector_input, label):
+    path = write_csv(tmp_path, "a,b,label,importance\n1,2,0,0.5\n3,4,1,1.5\n")
+    (batch,) = open_source(path, vector_input, [*label, WEIGHT]).batches(2, None)
+    np.testing.assert_array_equal(batch.inputs[0], [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(batch.weights, np.array([0.5, 1.5], np.float32))
+
+
+def test_weights_that_are_not_there_are_told(tmp_path, vector_input, label):
+    path = write_npz(tmp_path, x=np.ones((5, 2)), label=np.arange(5))
+    with pytest.raises(DataError, match=r"no column 'importance', which holds the examples' weig"):
+        open_source(path, vector_input, [*label, WEIGHT])
+
+
 def test_npz_in_stored_order_and_by_seed(tmp_path, vector_input, label, gather):
     x = np.random.default_rng(0).normal(size=(30, 2))
     path = write_npz(tmp_path, x=x, y=np.arange(30) % 10)

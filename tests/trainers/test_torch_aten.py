@@ -8,10 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.compiler import counter_random
 from edge_client.trainers.torch_aten import load_graph
-from headwater.aten import AtenGraph, AtenNode, Device, Reference, Symbol
+from edge_client.trainers.torch_keep_mask import keep_mask
+from headwater.aten import AtenGraph
 from headwater.aten_json import read_graph, write_graph
-from headwater.aten_operators import ATEN_OPERATORS
+from headwater.aten_nodes import AtenNode, Device, Reference, Symbol
+from headwater.aten_operators import (
+    ATEN_OPERATORS,
+    DROPOUT_ARGUMENTS,
+    IN_PLACE_OPERATORS,
+    STATISTICS_OPERATORS,
+    VIEW_OPERATORS,
+)
 from headwater.errors import PlanError
 
 CPU = torch.device("cpu")
@@ -34,11 +43,55 @@ def run(*nodes: AtenNode, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return result
 
 
-def test_every_allowed_operator_exists_and_writes_nothing() -> None:
-    for name in ATEN_OPERATORS:
-        _, packet, overload = name.split(".")
-        schema = getattr(getattr(torch.ops.aten, packet), overload)._schema
-        assert not schema.is_mutable, name
+@pytest.mark.parametrize("name", sorted(ATEN_OPERATORS))
+def test_the_lists_say_what_torchs_schemas_say(name: str) -> None:
+    """Which arguments an operator writes, and whose memory its result may share."""
+    _, packet, overload = name.split(".")
+    found = getattr(getattr(torch.ops.aten, packet), overload)
+    first, *others = found._schema.arguments
+    assert not any(argument.alias_info for argument in others)
+    writes = first.alias_info is not None and first.alias_info.is_write
+    assert writes == found._schema.is_mutable == (name in IN_PLACE_OPERATORS)
+    if first.alias_info is not None and not writes:
+        assert name in VIEW_OPERATORS
+    if torch.Tag.nondeterministic_seeded in found.tags:
+        assert "dropout" in found._schema.arguments[DROPOUT_ARGUMENTS[name]].name
+
+
+@pytest.mark.parametrize("name", sorted(STATISTICS_OPERATORS))
+def test_the_statistics_that_no_schema_tells_of(name: str) -> None:
+    _, packet, overload = name.split(".")
+    schema = getattr(getattr(torch.ops.aten, packet), overload)._schema
+    assert [argument.name for argument in schema.arguments[3:5]] == ["running_mean", "running_var"]
+
+
+def test_what_the_step_made_it_may_write() -> None:
+    made = (call("aten.mul.Tensor", A, 2.0), call("aten.select.int", Reference(1), 0, 1))
+    written = call("aten.fill_.Scalar", Reference(2), 7.0)
+    source = AtenGraph(("a",), (), (*made, written), (("out", Reference(1)),))
+    (found,) = load_graph(source, CPU)(torch.ones(2, 2))
+    assert found.tolist() == [[2, 2], [7, 7]]
+
+
+def test_an_author_may_turn_gradients_off_for_a_part() -> None:
+    nodes = (
+        call("gradient.enabled", False),
+        call("aten.mul.Tensor", A, 3.0),
+        call("gradient.enabled", True),
+        call("aten.mul.Tensor", A, Reference(2)),
+    )
+    leaf = torch.ones(2, requires_grad=True)
+    result = run(*nodes, values=(leaf,))
+    assert torch.autograd.grad(result.sum(), leaf)[0].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**31, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("probability", [1e-9, 0.1, 0.5, 1 - 2**-32])
+def test_the_mask_is_that_of_the_generator(seed: int, probability: float) -> None:
+    given, shape = torch.tensor(seed), (3, 7, 11)
+    found = keep_mask(given, 5, shape, probability, CPU)
+    assert torch.equal(found, counter_random.keep_mask(given, 5, shape, probability))
+    assert given.item() == seed
 
 
 def test_sizes_follow_the_batch() -> None:

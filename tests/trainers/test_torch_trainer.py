@@ -11,13 +11,14 @@ import torch
 
 from edge_client.trainers import open_trainer
 from edge_client.trainers.torch_aten import load_graph
-from edge_client.trainers.torch_trainer import EVALUATE, TRAIN, TorchTrainer
-from headwater.aten import AtenGraph, AtenNode, Reference
+from edge_client.trainers.torch_trainer import APPLY, EVALUATE, FORWARD, TorchTrainer
+from headwater.aten import AtenGraph
 from headwater.aten_json import read_graph, write_graph
+from headwater.aten_nodes import AtenNode, Reference
 from headwater.batch import Batch
 from headwater.errors import DataError, MissingExtraError, PlanError, UsageError
 from headwater.plan import Plan
-from headwater.values import batch_values, state_values, training_outputs
+from headwater.values import batch_values, forward_outputs, state_values
 from tests.zoo import ZOO, batch
 
 PlanOf = Callable[[str], Plan]
@@ -37,12 +38,12 @@ class ChangedPlan(Plan):
         self._graph = graph
 
     def read(self, member: str) -> bytes:
-        return write_graph(self._graph) if member == TRAIN else super().read(member)
+        return write_graph(self._graph) if member == FORWARD else super().read(member)
 
 
 def changed(plan: Plan, *nodes: AtenNode, inputs: tuple[str, ...] = ("x0",)) -> Plan:
     last = Reference(len(inputs) + len(nodes) - 1)
-    outputs = tuple((name, last) for name in sorted(training_outputs(plan.manifest)))
+    outputs = tuple((name, last) for name in sorted(forward_outputs(plan.manifest)))
     return ChangedPlan(plan, AtenGraph(inputs, (), nodes, outputs))
 
 
@@ -81,14 +82,12 @@ def test_no_tensor_is_left_behind_on_the_cpu(plan_of: PlanOf, name: str) -> None
     """The meta device stands in for a GPU: it refuses operands of two devices like one."""
     plan = plan_of(name)
     arrays = state_values(plan, plan.initial_weights()) | batch_values(batch(ZOO[name], 3, 0))
-    arrays |= {
-        slot.value_name: np.zeros(slot.shape, np.float32) for slot in plan.manifest.optimizer.slots
-    }
-    arrays |= {"h.learning_rate": np.float32(0.1), "seed": np.int64(1)}  # type: ignore[dict-item]
-    for member in (TRAIN, EVALUATE):
+    arrays |= {"h.learning_rate": np.float32(0.1), "seed": np.int64(1), "o.step": np.float32(0)}  # type: ignore[dict-item]
+    for member in (FORWARD, APPLY, EVALUATE):
         graph = read_graph(plan.read(member))
         step = load_graph(graph, torch.device("meta"))
-        values = (torch.from_numpy(np.array(arrays[name])) for name in graph.inputs)
+        vector = np.zeros(5, np.float32)
+        values = (torch.from_numpy(np.array(arrays.get(name, vector))) for name in graph.inputs)
         results = step(*(value.to("meta") for value in values))
         assert {result.device.type for result in results} == {"meta"}
 
@@ -122,12 +121,6 @@ def test_read_only_and_strided_batches_are_taken(plan_of: PlanOf) -> None:
     assert trainer.evaluate_step(odd) == trainer.evaluate_step(plain)
 
 
-def test_a_step_before_the_weights_says_so(plan_of: PlanOf) -> None:
-    trainer = TorchTrainer(plan_of("mlp"), threads=1, device="cpu")
-    with pytest.raises(PlanError, match=r"asks for 'p\..*': .* or the weights were not set"):
-        trainer.train_step(batch(ZOO["mlp"], 2, 0), {}, 0)
-
-
 def test_an_input_that_the_manifest_lacks_is_named(plan_of: PlanOf) -> None:
     plan = changed(
         plan_of("mlp"), AtenNode("aten.sum.default", (Reference(0),)), inputs=("p.secret",)
@@ -157,6 +150,22 @@ def test_a_value_beyond_an_embedding_is_a_data_error(plan_of: PlanOf) -> None:
     wrong.targets[0][...] = 400
     with pytest.raises(DataError, match="a value of the batch is out of range"):
         trainer_of(Plan(manifest.to_bytes(), plan.read)).train_step(wrong, {}, 0)
+
+
+def test_whole_vectors_and_their_parts_are_updated_alike(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, examples = plan_of("transformer"), batch(ZOO["transformer"], 4, 0)
+    found = []
+    for elements in (2**20, 100):
+        monkeypatch.setattr("edge_client.trainers.torch_trainer._PART_ELEMENTS", elements)
+        trainer = trainer_of(plan)
+        for step in range(3):
+            trainer.train_step(examples, {}, step)
+        found.append((trainer.weights().floats, trainer.optimizer_state()))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    for name, array in found[0][1].items():
+        np.testing.assert_array_equal(array, found[1][1][name], err_msg=name)
 
 
 def test_a_damaged_member_is_refused(plan_of: PlanOf) -> None:

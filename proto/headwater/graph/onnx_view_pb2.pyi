@@ -140,23 +140,33 @@ class NodeView(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    INPUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
     OP_TYPE_FIELD_NUMBER: _builtins.int
     ATTRIBUTE_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
     op_type: _builtins.str
     domain: _builtins.str
     @_builtins.property
+    def input(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of values."""
+
+    @_builtins.property
+    def output(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
     def attribute(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttributeView]: ...
     def __init__(
         self,
         *,
+        input: _abc.Iterable[_builtins.str] | None = ...,
+        output: _abc.Iterable[_builtins.str] | None = ...,
         op_type: _builtins.str = ...,
         attribute: _abc.Iterable[Global___AttributeView] | None = ...,
         domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "domain", b"domain", "op_type", b"op_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "domain", b"domain", "input", b"input", "op_type", b"op_type", "output", b"output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -164,11 +174,12 @@ Global___NodeView: _TypeAlias = NodeView  # noqa: Y015
 
 @_typing.final
 class AttributeView(_message.Message):
-    """One setting of a call (AttributeProto); only what can hold tensors or graphs."""
+    """One setting of a call (AttributeProto); only what can hold tensors or graphs, and an integer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    I_FIELD_NUMBER: _builtins.int
     T_FIELD_NUMBER: _builtins.int
     G_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
@@ -176,6 +187,7 @@ class AttributeView(_message.Message):
     SPARSE_TENSOR_FIELD_NUMBER: _builtins.int
     SPARSE_TENSORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    i: _builtins.int
     @_builtins.property
     def t(self) -> Global___TensorView: ...
     @_builtins.property
@@ -194,6 +206,7 @@ class AttributeView(_message.Message):
         self,
         *,
         name: _builtins.str = ...,
+        i: _builtins.int = ...,
         t: Global___TensorView | None = ...,
         g: Global___GraphView | None = ...,
         tensors: _abc.Iterable[Global___TensorView] | None = ...,
@@ -203,7 +216,7 @@ class AttributeView(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "sparse_tensor", b"sparse_tensor", "t", b"t"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "graphs", b"graphs", "name", b"name", "sparse_tensor", b"sparse_tensor", "sparse_tensors", b"sparse_tensors", "t", b"t", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["g", b"g", "graphs", b"graphs", "i", b"i", "name", b"name", "sparse_tensor", b"sparse_tensor", "sparse_tensors", b"sparse_tensors", "t", b"t", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,9 +229,11 @@ class TensorView(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DIMS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     RAW_DATA_FIELD_NUMBER: _builtins.int
     EXTERNAL_DATA_FIELD_NUMBER: _builtins.int
     DATA_LOCATION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     raw_data: _builtins.bytes
     """Bytes of the values where they lie in the file."""
     data_location: _builtins.int
@@ -233,13 +248,14 @@ class TensorView(_message.Message):
         self,
         *,
         dims: _abc.Iterable[_builtins.int] | None = ...,
+        name: _builtins.str = ...,
         raw_data: _builtins.bytes = ...,
         external_data: _abc.Iterable[Global___EntryView] | None = ...,
         data_location: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_location", b"data_location", "dims", b"dims", "external_data", b"external_data", "raw_data", b"raw_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_location", b"data_location", "dims", b"dims", "external_data", b"external_data", "name", b"name", "raw_data", b"raw_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

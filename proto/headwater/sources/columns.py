@@ -25,11 +25,15 @@ def choose_columns(
 
     Requested columns are taken in order: as many as there are tensors, one each; several for one
     tensor are its features. Without a request a tensor takes the column of its own name, and a
-    single tensor otherwise the first column with a usual name (`INPUT_NAMES`, `TARGET_NAMES`).
+    single tensor otherwise the first column with a usual name (`INPUT_NAMES`, `TARGET_NAMES`). The
+    examples' weights are never requested: they take the column of their name.
 
     Raises:
         DataError: a column does not exist or none can be told; lists the columns that there are.
     """
+    if signatures and signatures[-1].is_weight:
+        named = choose_columns(path, available, requested, signatures[:-1], option)
+        return (*named, _weight_column(path, available, signatures[-1].name))
     if requested is not None:
         return _requested(path, available, requested, signatures, option)
     usual = INPUT_NAMES if option == "input" else TARGET_NAMES
@@ -44,6 +48,15 @@ def choose_columns(
             )
         chosen.append((found,))
     return tuple(chosen)
+
+
+def _weight_column(path: str, available: Sequence[str], name: str) -> tuple[str]:
+    if name not in available:
+        raise DataError(
+            f"{path}: there is no column {name!r}, which holds the examples' weights "
+            f"({listed(available)})"
+        )
+    return (name,)
 
 
 def _requested(

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.batch import Array, Batch, TensorSignature
+from headwater.batch import Array, Batch, TensorSignature, batch_of
 from headwater.errors import DataError
 
 CHANNELS = (1, 3, 4)
@@ -206,7 +206,8 @@ class Fields:
         """Finish a chunk of compact arrays."""
         finished = [field.finish(part) for field, part in zip(self.every, chunk, strict=True)]
         count = len(self.inputs)
-        return Batch(tuple(finished[:count]), tuple(finished[count:]))
+        signatures = [field.signature for field in self.targets]
+        return batch_of(finished[:count], finished[count:], signatures)
 
 
 def example_bytes(chunk: Chunk) -> int:

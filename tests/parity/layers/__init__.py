@@ -5,14 +5,18 @@ from tests.parity.layers import (
     activations,
     attention,
     convolutions,
+    embeddings,
     normalizations,
     others,
     poolings,
+    randomness,
     recurrences,
+    resamplings,
 )
 
 _FAMILIES = (
-    activations, attention, convolutions, normalizations, others, poolings, recurrences,
+    activations, attention, convolutions, embeddings, normalizations, others, poolings, randomness,
+    recurrences, resamplings,
 )  # fmt: skip
 
 LAYERS: dict[str, Layer] = {n: one for family in _FAMILIES for n, one in family.LAYERS.items()}

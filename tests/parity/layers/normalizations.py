@@ -46,8 +46,11 @@ LAYERS = {
     ),
     "InstanceNorm3d": Layer(lambda: nn.InstanceNorm3d(2, affine=True), VOLUME),
     "LayerNorm": Layer(lambda: nn.LayerNorm(6), SEQUENCE),
+    "LayerNorm, two dimensions, no bias": Layer(lambda: nn.LayerNorm((3, 6), bias=False), SEQUENCE),
+    "LayerNorm, not affine": Layer(lambda: nn.LayerNorm(6, elementwise_affine=False), SEQUENCE),
     "LocalResponseNorm": Layer(lambda: nn.LocalResponseNorm(3), IMAGE),
     "RMSNorm": Layer(lambda: nn.RMSNorm(6), SEQUENCE),
+    "RMSNorm, epsilon": Layer(lambda: nn.RMSNorm((3, 6), eps=1e-3), SEQUENCE),
 }
 
 REFUSED: dict[str, tuple[Layer, str]] = {}

@@ -1,49 +1,50 @@
-"""Linear maps, dropout, resampling, padding, parametrizations."""
+"""Linear maps, distances, parametrizations."""
 
-from torch import Tensor, nn
+import warnings
+from collections.abc import Callable
 
-from tests.parity.layer import IMAGE, VECTOR, Layer
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from tests.parity.layer import IMAGE, SEQUENCE, VECTOR, Function, Itself, Layer
 
 
-class Twice(nn.Module):
-    """A layer of two inputs."""
+def normalized_as_of_old() -> nn.Module:
+    """The first form of weight normalization, deprecated in torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(nn.Linear(6, 4))
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
 
-    def forward(self, features: Tensor) -> Tensor:
-        found: Tensor = self.inner(features, features)
-        return found
+def _vector(build: Callable[[], nn.Module]) -> Layer:
+    return Layer(build, VECTOR)
 
 
 LAYERS = {
-    "Linear": Layer(lambda: nn.Linear(6, 4), VECTOR),
-    "Dropout": Layer(lambda: nn.Dropout(0.3), VECTOR),
-    "Dropout2d": Layer(lambda: nn.Dropout2d(0.3), IMAGE),
-    "PixelShuffle": Layer(lambda: nn.PixelShuffle(2), IMAGE),
-    "ZeroPad2d": Layer(lambda: nn.ZeroPad2d(1), IMAGE),
-    "ReflectionPad2d": Layer(lambda: nn.ReflectionPad2d(1), IMAGE),
+    "Linear": _vector(lambda: nn.Linear(6, 4)),
+    "Linear, no bias": _vector(lambda: nn.Linear(6, 4, bias=False)),
+    "Identity": _vector(nn.Identity),
+    "Bilinear": _vector(lambda: Itself(nn.Bilinear(6, 6, 4))),
+    "CosineSimilarity": _vector(
+        lambda: Function(lambda x: nn.CosineSimilarity()(x, x.flip(1)).unsqueeze(1))
+    ),
+    "PairwiseDistance": _vector(
+        lambda: Function(lambda x: nn.PairwiseDistance()(x, x.flip(1)).unsqueeze(1))
+    ),
+    "Flatten and Unflatten": Layer(
+        lambda: nn.Sequential(nn.Flatten(), nn.Unflatten(1, (6, 3))), SEQUENCE
+    ),
+    "weight_norm": _vector(lambda: parametrizations.weight_norm(nn.Linear(6, 4))),
+    "weight_norm, of a convolution": Layer(
+        lambda: parametrizations.weight_norm(nn.Conv2d(4, 3, 3)), IMAGE
+    ),
+    "weight_norm, deprecated form": _vector(normalized_as_of_old),
+    "spectral_norm": _vector(lambda: parametrizations.spectral_norm(nn.Linear(6, 4))),
 }
 
-_BATCH = "fixes the batch size"
 REFUSED = {
-    "Bilinear": (Layer(lambda: Twice(nn.Bilinear(6, 6, 4)), VECTOR), "cannot be traced in module"),
-    "AlphaDropout": (
-        Layer(lambda: nn.AlphaDropout(0.3), VECTOR),
-        "alpha_dropout is not supported: use dropout instead",
+    "orthogonal": (
+        _vector(lambda: parametrizations.orthogonal(nn.Linear(6, 6))),
+        "linalg",
     ),
-    "Unfold": (Layer(lambda: nn.Unfold(3), IMAGE), _BATCH),
-    "Upsample, nearest": (Layer(lambda: nn.Upsample(scale_factor=2), IMAGE), _BATCH),
-    "Upsample, bilinear": (
-        Layer(lambda: nn.Upsample(scale_factor=2, mode="bilinear"), IMAGE), _BATCH,
-    ),
-    "weight_norm": (
-        Layer(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), VECTOR),
-        r"aten._weight_norm_interface_backward.default .* not supported on devices",
-    ),
-    "spectral_norm": (
-        Layer(lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)), VECTOR),
-        "operators that devices do not run: aten.vdot",
-    ),
-}  # fmt: skip
+}

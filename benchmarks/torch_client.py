@@ -1,0 +1,265 @@
+"""The torch trainer against a loop written by hand: `python -m benchmarks.torch_client`.
+
+Both train the same model on the same batches with the same settings: one through a compiled plan,
+one as anybody would write it (module, loss, backward, `torch.optim`), with the loss read after each
+step. They take turns within one process, so that the machine's mood strikes both, and the figure
+is the median of the turns' ratios: above 1 the trainer is faster. One turn to warm up is left out.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor, nn
+
+from benchmarks.report import Report, median
+from coordinator.compiler.compile import CompiledPlan, compile_plan
+from edge_client.trainers.torch_device import torch_device
+from edge_client.trainers.torch_trainer import TorchTrainer
+from headwater.batch import Batch, TensorSignature
+from headwater.plan import Plan
+
+_COLUMNS = {
+    "model": "model", "parameters": "parameters", "batch": "batch", "device": "device",
+    "options": "options", "trainer_ms": "trainer ms", "loop_ms": "loop ms", "ratio": "ratio",
+}  # fmt: skip
+
+
+class Residual(nn.Module):
+    """Two convolutions with batch norm beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
+        )  # fmt: skip
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[batch, channel, height, width] in and out."""
+        return F.relu(self.body(images) + self.shortcut(images), inplace=True)
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 with the stem for 32 x 32 images: He, Zhang, Ren, Sun, "Deep residual learning for
+    image recognition", CVPR 2016."""
+    widths = (64, 64, 128, 256, 512)
+    blocks = [
+        Residual(inputs if first else outputs, outputs, 2 if first and inputs < outputs else 1)
+        for inputs, outputs in pairwise(widths)
+        for first in (True, False)
+    ]
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
+        *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+class Attention(nn.Module):
+    """One block of a causal transformer, with the norms first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.projections = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[batch, time, width] in and out."""
+        batch, length, width = hidden.shape
+        shape = (batch, length, self.heads, width // self.heads)
+        parts = self.projections(self.norm(hidden)).split(width, -1)
+        query, key, value = (part.view(shape).transpose(1, 2) for part in parts)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        hidden = hidden + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        output: Tensor = hidden + self.feed_forward(hidden)
+        return output
+
+
+class Gpt(nn.Module):
+    """A causal language model of characters: 10.7 million parameters."""
+
+    def __init__(self, length: int = 64, tokens: int = 65, width: int = 384) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(tokens, width)
+        self.positions = nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(Attention(width, 6) for _ in range(6)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, tokens, bias=False))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, time] token numbers to [batch, time, token] scores."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        output: Tensor = self.head(self.blocks(self.tokens(tokens) + self.positions(places)))
+        return output
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with its data, and the optimizer as a plan and as torch have it."""
+
+    build: Callable[[], nn.Module]
+    input: TensorSignature
+    target: TensorSignature
+    optimizer: dict[str, Any]
+    eager: Callable[[Any], torch.optim.Optimizer]
+
+
+CASES = {
+    "resnet18": Case(
+        resnet18, TensorSignature("image", (3, 32, 32), "float32"),
+        TensorSignature("label", (), "int64", maximum=10),
+        {"name": "sgd", "learning_rate": 0.01, "momentum": 0.9},
+        lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+    ),
+    "gpt": Case(
+        Gpt, TensorSignature("tokens", (64,), "int64", maximum=65),
+        TensorSignature("next_tokens", (64,), "int64", maximum=65),
+        {"name": "adamw", "learning_rate": 0.001, "weight_decay": 0.1},
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.001, weight_decay=0.1),
+    ),
+}  # fmt: skip
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, type=click.Choice(list(CASES)))
+@click.option("--batch", type=click.IntRange(1), help="[8 on a CPU, 128 on a GPU]")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--turns", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--steps", type=click.IntRange(1), help="Steps in a turn. [2 on a CPU, 50 on a GPU]")
+@click.option("--compile", "compiled", is_flag=True, help="The trainer with torch.compile.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    models: tuple[str, ...],
+    batch: int | None,
+    device: str,
+    threads: int,
+    turns: int,
+    steps: int | None,
+    compiled: bool,
+    precision: Any,
+    as_json: bool,
+) -> None:
+    """Compare the torch trainer with a hand-written loop of the same model."""
+    place = torch_device(device)
+    on_gpu = place.type == "cuda"
+    report = Report("torch client", _COLUMNS, as_json=as_json)
+    for name in models or CASES:
+        size = batch or (128 if on_gpu else 8)
+        trainer, loop = both(CASES[name], size, place, threads, compiled, precision)
+        count = steps or (50 if on_gpu else 2)
+        pairs = [(timed(trainer, count), timed(loop, count)) for _ in range(turns + 1)][1:]
+        report.add(
+            {
+                "model": name,
+                "parameters": sum(p.numel() for p in CASES[name].build().parameters()),
+                "batch": size,
+                "device": torch.cuda.get_device_name(place) if on_gpu else f"cpu x {threads}",
+                "options": f"{precision}{', compiled' * compiled}",
+                "trainer_ms": 1000 * median([own for own, _ in pairs]),
+                "loop_ms": 1000 * median([other for _, other in pairs]),
+                "ratio": median([other / own for own, other in pairs]),
+            }
+        )
+
+
+def both(
+    case: Case, size: int, device: torch.device, threads: int, compiled: bool, precision: Any
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """One step of each."""
+    torch.manual_seed(0)
+    model = case.build()
+    plan = opened(
+        compile_plan(
+            model, "cross_entropy", ["accuracy"], case.optimizer, [case.input], [case.target],
+            name="benchmark", batch_size=size, seed=0,
+        )
+    )  # fmt: skip
+    trainer = TorchTrainer(
+        plan, threads=threads, device=str(device), compile=compiled, precision=precision
+    )
+    trainer.set_weights(plan.initial_weights())
+    examples = drawn(case, size)
+    loop = Loop(case, model.to(device), examples, device, precision)
+    return lambda: trainer.train_step(examples, {}, 0), loop.step
+
+
+class Loop:
+    """What an author would write."""
+
+    def __init__(
+        self, case: Case, model: nn.Module, examples: Batch, device: torch.device, precision: str
+    ) -> None:
+        self._model = model.train()
+        self._optimizer = case.eager(model.parameters())
+        self._examples = examples
+        self._device = device
+        self._autocast = torch.autocast(
+            device.type, torch.bfloat16, enabled=precision == "bfloat16"
+        )
+
+    def step(self) -> float:
+        """One step; its loss."""
+        x, y = (
+            torch.from_numpy(array).to(self._device)
+            for array in (*self._examples.inputs, *self._examples.targets)
+        )
+        self._optimizer.zero_grad()
+        with self._autocast:
+            output = self._model(x)
+            loss = F.cross_entropy(output.flatten(0, -2), y.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        accuracy = (output.detach().argmax(-1) == y).float().mean()
+        self._optimizer.step()
+        numbers: list[float] = torch.stack([loss.detach(), accuracy]).tolist()
+        return numbers[0]
+
+
+def timed(step: Callable[[], object], count: int) -> float:
+    """Seconds a step, over `count` of them; each ends with its loss on the host."""
+    started = time.perf_counter()
+    for _ in range(count):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / count
+
+
+def drawn(case: Case, size: int) -> Batch:
+    """A random batch."""
+    draw = np.random.default_rng(0)
+
+    def values(signature: TensorSignature) -> Any:
+        shape = (size, *signature.shape)
+        if signature.dtype == "float32":
+            return draw.standard_normal(shape, np.float32)
+        return draw.integers(0, signature.maximum or 2, shape)
+
+    return Batch((values(case.input),), (values(case.target),))
+
+
+def opened(compiled: CompiledPlan) -> Plan:
+    """The plan as a device has it, without a file."""
+    members = {member.digest: name for name, member in compiled.manifest.members.items()}
+    return Plan.from_blobs(compiled.manifest.to_bytes(), lambda d: compiled.members[members[d]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Turns operators that write their arguments into ones that return what they would write.
+
+Models write in place (`relu_`, the running statistics of a batch norm); ONNX has no such thing, and
+the order of a functional graph carries no meaning.
+"""
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+
+from headwater.errors import CompileError
+
+aten = torch.ops.aten
+
+
+def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a trace in which no operator writes its arguments; module paths are kept.
+
+    `graph_module` comes from make_fx: its placeholders carry fake tensors in `meta["val"]`.
+
+    Raises:
+        CompileError: torch cannot express a write without writing.
+    """
+    copied = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+    if not any(_writes(node) for node in copied.graph.nodes):
+        return copied
+    _rewrite_batch_norm(copied.graph)
+    values = [node.meta["val"] for node in copied.graph.find_nodes(op="placeholder")]
+    mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), FakeTensorMode())
+    interpreter = fx.Interpreter(copied, garbage_collect_values=False)
+
+    def run(*tensors: torch.Tensor) -> Any:
+        return interpreter.run(*tensors, enable_io_processing=False)
+
+    try:
+        with mode, preserve_node_meta():
+            return make_fx(
+                torch.func.functionalize(run, remove="mutations"),
+                tracing_mode="real",
+                _allow_non_fake_inputs=True,
+            )(*values)
+    except RuntimeError as error:
+        writing = sorted({str(node.target) for node in copied.graph.nodes if _writes(node)})
+        raise CompileError(
+            f"the training step writes tensors in place ({', '.join(writing)}) in a way that torch "
+            "cannot turn around: use the forms without a trailing underscore"
+        ) from error
+
+
+def _writes(node: fx.Node) -> bool:
+    """`native_batch_norm` writes too, though its schema does not say so."""
+    return isinstance(node.target, OpOverload) and (
+        node.target._schema.is_mutable or node.target is aten.native_batch_norm.default
+    )
+
+
+def _rewrite_batch_norm(graph: fx.Graph) -> None:
+    """Let each batch norm return its new running statistics instead of writing them."""
+    for node in graph.find_nodes(op="call_function", target=aten.native_batch_norm.default):
+        features, weight, bias, mean, variance, training, momentum, epsilon = node.args
+        if not training:
+            node.target = aten._native_batch_norm_legit_no_training.default
+            node.args = (features, weight, bias, mean, variance, momentum, epsilon)
+        elif mean is None:
+            node.target = aten._native_batch_norm_legit.no_stats
+            node.args = (features, weight, bias, training, momentum, epsilon)
+        else:
+            node.target = aten._native_batch_norm_legit_functional.default
+            _use_new_statistics(graph, node, (mean, variance))
+
+
+def _use_new_statistics(
+    graph: fx.Graph, norm: fx.Node, statistics: tuple[fx.node.Argument, ...]
+) -> None:
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    for index, old in enumerate(statistics):
+        if not isinstance(old, fx.Node):
+            raise CompileError(
+                "a batch norm keeps its running statistics outside the model's state"
+            )
+        with graph.inserting_after(norm):
+            new = graph.call_function(operator.getitem, (norm, 3 + index))
+        old.replace_all_uses_with(
+            new, delete_user_cb=lambda user: order.get(user, -1) > order[norm]
+        )
