@@ -12,7 +12,6 @@ r/4 epochs: that is the comparison that tells what averaging gains.
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ from coordinator.demo.processes import without
 from coordinator.jobs.factory import JobCode
 from coordinator.jobs.job_file import read_job
 from coordinator.jobs.job_spec import JobSpec
-from headwater.batch import Array, TensorSignature
+from headwater.batch import Array
 from headwater.partitioning.split import SplitRequest, split
 from headwater.sources import open_source
 
@@ -170,15 +169,16 @@ def _accuracy(model: "torch.nn.Module", images: "torch.Tensor", labels: "torch.T
 
 
 def _arrays(spec: JobSpec, path: Path) -> tuple[Array, Array]:
-    """A whole data set in memory, read as a client reads it."""
-    source = open_source(str(path), spec.model.input_signatures, _classes(spec))
+    """A whole data set in memory, read as a client reads it and normalized as the job says."""
+    (signature,), targets = spec.model.input_signatures, spec.model.target_signatures
+    source = open_source(str(path), [signature], targets)
     batches = list(source.batches(EVALUATION_BATCH, None))
-    images = np.concatenate([batch.inputs[0] for batch in batches])
+    images = np.concatenate([batch.inputs[0] for batch in batches]).astype(np.float32)
+    images /= 255
+    if signature.image is not None:
+        images -= np.array(signature.image.mean, np.float32)[:, None, None]
+        images /= np.array(signature.image.standard_deviation, np.float32)[:, None, None]
     return images, np.concatenate([batch.targets[0] for batch in batches])
-
-
-def _classes(spec: JobSpec) -> list[TensorSignature]:
-    return [replace(one, maximum=10) for one in spec.model.target_signatures]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 
 from headwater.batch import TensorSignature
 from headwater.layout import Layout, Role, TensorSpec, Weights
-from headwater.manifest import Manifest, Member, OptimizerSpec, ParameterGroup, PeakMemory
+from headwater.manifest import BatchCost, Manifest, Member, OptimizerSpec, ParameterGroup
 from headwater.plan import WEIGHTS, Plan
 from headwater.safetensors import write_weights
 
@@ -61,7 +61,8 @@ def random_plan(parameters: int) -> Plan:
         uses_seed=False,
         batch_size=1,
         graphs={},
-        peak_memory_bytes=PeakMemory(0, 0),
+        peak_memory_bytes=BatchCost(0, 0),
+        operations=BatchCost(0, 0),
         parity={},
         members={name: Member(_digest(data), len(data)) for name, data in members.items()},
     )

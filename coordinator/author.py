@@ -16,6 +16,7 @@ from coordinator.jobs.factory import JobCode
 from coordinator.jobs.job_file import read_job
 from coordinator.jobs.job_spec import JobSpec, metric_name
 from coordinator.jobs.train_spec import Optimizer
+from coordinator.plan_cache import PlanCache, opened_files, plan_key
 from headwater.errors import CompileError, require
 from headwater.safetensors import read_tensors
 
@@ -23,20 +24,24 @@ if TYPE_CHECKING:
     from coordinator.compiler.compile import CompiledPlan
     from coordinator.compiler.options import StepOptions
 
+Progress = Callable[[str], None]
+
 
 def compile_job(
     job: str | Path | JobSpec,
     output: str | Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     *,
     folder: str | Path = ".",
+    cache: PlanCache | None = None,
 ) -> "CompiledPlan":
     """Compile a job's model, loss and optimizer to a plan.
 
     The plan is also written where `output` names a path. `job` is the path of a job file, or a
     JobSpec whose code lies in `folder`. The factory is called with torch's generator seeded by the
     job's seed, so that the same job with the same code gives the same plan, byte for byte.
-    `progress` is told in words what is being done.
+    `progress` is told in words what is being done. With a `cache` a job whose code, model and
+    environment it knows is not compiled again.
 
     Raises:
         JobFileError: the job file cannot be read, or something in it is wrong.
@@ -47,29 +52,38 @@ def compile_job(
         spec, place = JobSpec.from_dict(job.to_dict()), Path(folder)
     else:
         spec, place = read_job(Path(job)), Path(job).parent
-    plan = _compiled(spec, place, progress)
+    plan = _compiled(spec, place, progress, cache)
     if output is not None:
         plan.write(Path(output))
     return plan
 
 
 def _compiled(
-    spec: JobSpec, folder: Path, progress: Callable[[str], None] | None
+    spec: JobSpec, folder: Path, progress: Progress | None, cache: PlanCache | None
 ) -> "CompiledPlan":
     require("onnx", extra="author", purpose="compile a model")
     torch = require("torch", extra="author", purpose="compile a model")
-    from coordinator.compiler.compile import compile_plan
+    from coordinator.compiler.compile import CompiledPlan, compile_plan
 
     with JobCode(folder) as code, torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = code.model(spec.model.factory)
-        start = spec.model.start
-        if start is not None and start.endswith(".safetensors"):
-            _start_from(model, folder / start)
-        return compile_plan(
+        with opened_files() as files:
+            model = code.model(spec.model.factory)
+            start = spec.model.start
+            if start is not None and start.endswith(".safetensors"):
+                _start_from(model, folder / start)
+            loss = code.function(spec.model.loss, "loss")
+            metrics = {metric_name(one): code.function(one, "metric") for one in spec.model.metrics}
+        key = plan_key(spec, model, files, folder) if cache is not None else ""
+        known = cache.read(key) if cache is not None else None
+        if known is not None:
+            if progress is not None:
+                progress("the plan of this job is in the cache")
+            return CompiledPlan(*known)
+        plan = compile_plan(
             model,
-            code.function(spec.model.loss, "loss"),
-            {metric_name(one): code.function(one, "metric") for one in spec.model.metrics},
+            loss,
+            metrics,
             optimizer_settings(spec.train.optimizer),
             spec.model.input_signatures,
             spec.model.target_signatures,
@@ -80,6 +94,9 @@ def _compiled(
             options=step_options(spec),
             progress=progress,
         )
+    if cache is not None:
+        cache.write(key, plan.manifest, plan.members)
+    return plan
 
 
 def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:

@@ -10,6 +10,7 @@ with ControlClient("127.0.0.1:7070") as control:
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
@@ -18,6 +19,7 @@ import grpc
 
 from headwater.errors import UnavailableError
 from headwater.manifest import Manifest
+from headwater.plan import MANIFEST, Plan
 from headwater.status import error_of
 from headwater.v1 import control_pb2, control_pb2_grpc
 
@@ -142,6 +144,15 @@ class ControlClient:
                     model = part.model
                 file.write(part.data)
         return model
+
+    def plan(self, job: str) -> Plan:
+        """The plan that a job runs; its members are fetched when they are read."""
+        return Plan(self._member(job, MANIFEST), partial(self._member, job))
+
+    def _member(self, job: str, member: str) -> bytes:
+        with self._answers():
+            request = control_pb2.PullPlanRequest(job=job, member=member)
+            return b"".join(part.data for part in self._stub.PullPlan(request))
 
     def follow(self, job: str, after_round: int = 0) -> Iterator[control_pb2.FollowResponse]:
         """What happened to the job since a round, and what happens, until it ends."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from edge_client.fit import Fit, measure_fit
+from edge_client.fit import Fit, Work, measure_fit
+from edge_client.memory_limit import limit_memory
 from edge_client.profile import available_cores, memory_bytes
 from edge_client.program import INTERRUPTED, end_process, run_client
 from edge_client.ranks.place import rank_place
@@ -31,7 +32,7 @@ from edge_client.state import StateDirectory, default_state_path, running_proces
 from edge_client.status_file import read_status
 from edge_client.status_report import status_lines
 from edge_client.trainers import Precision
-from headwater.errors import HeadwaterError, NotFoundError, UsageError
+from headwater.errors import HeadwaterError, NotFoundError, PlanError, UsageError
 from headwater.plan import Plan
 from headwater.sources import open_source
 
@@ -125,6 +126,15 @@ def run(config: Path | None, verbose: bool, **options: Any) -> None:
 @click.option("--compile", "compiled", is_flag=True, help="Let torch compile the step.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads for training. [all cores]")
+@click.option("--epochs", type=click.IntRange(1), help="An assignment's passes over the data.")
+@click.option("--steps", type=click.IntRange(1), help="An assignment's steps, instead of --epochs.")
+@click.option(
+    "--deadline",
+    "deadline_seconds",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Say whether --epochs or --steps are done by then.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(
     plan: Path,
@@ -135,35 +145,60 @@ def check(
     compiled: bool,
     precision: Precision,
     threads: int | None,
+    epochs: int | None,
+    steps: int | None,
+    deadline_seconds: float | None,
     as_json: bool,
 ) -> None:
-    """Say whether PLAN fits this device, and how fast it trains here.
+    """Say whether PLAN fits this device, how fast it trains here, and whether that is in time.
 
     Verifies the plan, compares its memory estimate with this device, and times a few steps. The
-    exit code is 0 if it fits; otherwise the message says why not.
+    exit code is 0 if it fits, and an assignment of --epochs or --steps takes no longer than
+    --deadline; otherwise it is 2 and the message says why not.
+
+    \b
+    Example:
+      headwater-client check job.plan --data digits=/data/digits.npz --epochs 2 --deadline 60
     """
+    if epochs is not None and steps is not None:
+        raise UsageError("--epochs and --steps: give one of them")
+    if deadline_seconds is not None and epochs is None and steps is None:
+        raise UsageError("--deadline needs --epochs or --steps: what is to be done by then")
     backend = choose_backend(trainer)
     place = choose_device(backend, device)
-    opened = Plan.open(plan)
-    inputs, targets = opened.manifest.inputs, opened.manifest.targets
-    source = open_source(_binding(data), inputs, targets) if data else None
-    fit = measure_fit(
-        opened,
-        trainer_opener(
-            backend,
-            threads=threads or available_cores(),
-            device=device,
-            compile=compiled,
-            precision=precision,
-        )(opened),
-        source,
-        batch_size=batch_size or opened.manifest.batch_size,
-        memory_bytes=memory_bytes(),
-    )
+    limit_memory(memory_bytes())
+    try:
+        opened = Plan.open(plan)
+        inputs, targets = opened.manifest.inputs, opened.manifest.targets
+        source = open_source(_binding(data), inputs, targets) if data else None
+        fit = measure_fit(
+            opened,
+            trainer_opener(
+                backend,
+                threads=threads or available_cores(),
+                device=device,
+                compile=compiled,
+                precision=precision,
+            )(opened),
+            source,
+            batch_size=batch_size or opened.manifest.batch_size,
+            memory_bytes=memory_bytes(),
+            work=Work(epochs, steps),
+            deadline_seconds=deadline_seconds,
+        )
+    except HeadwaterError as error:
+        if as_json:
+            click.echo(json.dumps({"fits": False, "reason": str(error)}))
+        raise
     if as_json:
         click.echo(json.dumps({"fits": True, "trainer": backend, "device": place, **asdict(fit)}))
     else:
         _print_fit(fit, f"{backend} on {place}")
+    if fit.in_time is False:
+        raise PlanError(
+            f"the assignment takes about {fit.assignment_seconds:.1f} s on this device; the "
+            f"deadline is {deadline_seconds:g} s: fewer epochs or steps, or a later deadline"
+        )
 
 
 @client.command(epilog=_EPILOG)
@@ -238,5 +273,10 @@ def _print_fit(fit: Fit, place: str) -> None:
     )
     rate = f"{fit.examples_per_second:,.0f} examples/s"
     click.echo(f"  a step      {fit.step_seconds * 1000:.2f} ms ({rate})")
+    if fit.peak_memory_bytes is not None:
+        click.echo(f"  at most     {show_bytes(fit.peak_memory_bytes)} in use by this process")
     if fit.epoch_seconds is not None:
         click.echo(f"  an epoch    {fit.epoch_seconds:.1f} s over {fit.examples:,} examples")
+    if fit.assignment_seconds is not None:
+        in_time = {True: ", in time", False: ", too late", None: ""}[fit.in_time]
+        click.echo(f"  assignment  {fit.assignment_seconds:.1f} s{in_time}")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 
 from edge_client.identity import load_identity
 from edge_client.logs import configure_logs
+from edge_client.memory_limit import limit_memory
+from edge_client.profile import memory_bytes
 from edge_client.session import Session
 from edge_client.settings import Settings
 from edge_client.state import held_state
@@ -42,6 +44,7 @@ def run_client(
         identity = load_identity(state)
         configure_logs(settings.log_format, identity.client_id, verbose=verbose)
         keep_freed_memory()
+        limit_memory(memory_bytes())
         session = Session(
             settings, state, identity, open_trainer=open_trainer, open_source=open_source
         )

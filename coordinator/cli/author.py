@@ -8,15 +8,27 @@ import click
 
 from coordinator.author import compile_job
 from coordinator.cli import show
+from coordinator.cli.explain import print_explanation
 from coordinator.cli.options import coordinator_option, json_option
 from coordinator.cli.rounds import ROUND_COLUMNS, round_row
 from coordinator.control_client import ControlClient
-from headwater.errors import UnavailableError
+from coordinator.explanation import explain
+from coordinator.plan_cache import PlanCache, default_folder
+from headwater.errors import UnavailableError, UsageError
+from headwater.plan import Plan, ReadablePlan
 from headwater.v1 import control_pb2
 
 _JOB_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FAILED = ("failed", "cancelled", "paused")
 RETRY_SECONDS = 2.0
+
+
+_cache_option = click.option(
+    "--cache/--no-cache",
+    "use_cache",
+    default=True,
+    help="Take the plan of an unchanged job from the cache, and keep it there. [cache]",
+)
 
 
 @click.command("compile")
@@ -25,23 +37,42 @@ RETRY_SECONDS = 2.0
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    required=True,
-    help="The .plan file to write.",
+    help="The .plan file to write. [none: see whether it compiles]",
 )
+@click.option(
+    "--explain",
+    "explained",
+    is_flag=True,
+    help="Print operators, members, tensors, memory and operations by batch size, and parity.",
+)
+@_cache_option
 @json_option
-def compile_command(job_file: Path, output: Path, as_json: bool) -> None:
-    """Compile a job's model, loss and optimizer to a plan that any client can run."""
-    plan = compile_job(job_file, output, progress=_progress)
+def compile_command(
+    job_file: Path, output: Path | None, explained: bool, use_cache: bool, as_json: bool
+) -> None:
+    """Compile a job's model, loss and optimizer to a plan that any client can run.
+
+    With --explain, JOB_FILE may also be a .plan file: it is explained as it is.
+    """
+    plan: ReadablePlan
+    if job_file.suffix == ".plan":
+        if output is not None or not explained:
+            raise UsageError(f"{job_file} is compiled already: only --explain takes a .plan file")
+        plan = Plan.open(job_file)
+    else:
+        plan = compile_job(job_file, output, progress=_progress, cache=_cache(use_cache))
     manifest = plan.manifest
+    tables = explain(plan) if explained else {}
     if as_json:
         show.print_json(
             {
-                "plan": str(output),
+                "plan": None if output is None else str(output),
                 "digest": plan.digest,
                 "parity": dict(manifest.parity),
                 "size_bytes": sum(one.size_bytes for one in manifest.members.values()),
                 "parameters": manifest.layout.trainable_count,
             }
+            | ({"explanation": tables} if explained else {})
         )
         return
     show.print_fields(
@@ -52,19 +83,26 @@ def compile_command(job_file: Path, output: Path, as_json: bool) -> None:
             ("size", show.size(sum(one.size_bytes for one in manifest.members.values()))),
         )
     )
+    if explained:
+        print_explanation(tables)
+
+
+def _cache(use: bool) -> PlanCache | None:
+    return PlanCache(default_folder()) if use else None
 
 
 @click.command()
 @click.argument("job_file", type=_JOB_FILE)
 @click.option("--follow", is_flag=True, help="Print every round until the job ends or is paused.")
+@_cache_option
 @coordinator_option
 @json_option
-def submit(job_file: Path, follow: bool, coordinator: str, as_json: bool) -> None:
+def submit(job_file: Path, follow: bool, use_cache: bool, coordinator: str, as_json: bool) -> None:
     """Compile a job and send it to a coordinator.
 
     With --follow the exit code is 1 when the job fails, is cancelled or is paused.
     """
-    plan = compile_job(job_file, progress=_progress)
+    plan = compile_job(job_file, progress=_progress, cache=_cache(use_cache))
     with ControlClient(coordinator) as control:
         job = control.submit(job_file, plan)
         if as_json and not follow:

@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from coordinator.compiler.counter_random import KEEP_MASK
-from coordinator.compiler.places import place
+from coordinator.compiler.refusals import unsupported
 from headwater.aten import MAXIMUM_CONSTANT_BYTES, AtenGraph
 from headwater.aten_json import write_graph
 from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
@@ -68,10 +68,20 @@ def to_json(
     Raises:
         CompileError: the trace calls an operator outside the allow-list or holds a large constant.
     """
-    _refuse_unsupported(graph_module.graph)
     module = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+    _drop_detached_constants(module.graph)
+    _refuse_unsupported(module.graph)
     _copy_written(module.graph, _Writer(module).written)
     return write_graph(_Writer(module).graph(tuple(input_names), tuple(output_names)))
+
+
+def _drop_detached_constants(graph: fx.Graph) -> None:
+    """torch.tensor(...) in a model detaches a constant in place, which changes nothing."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.detach_.default):
+        source = node.args[0]
+        if source.target is torch.ops.aten.lift_fresh_copy.default:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
 
 
 def _copy_written(graph: fx.Graph, written: Sequence[fx.Node]) -> None:
@@ -86,19 +96,14 @@ def _copy_written(graph: fx.Graph, written: Sequence[fx.Node]) -> None:
 
 
 def _refuse_unsupported(graph: fx.Graph) -> None:
-    wrong: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output"):
-            continue
-        name = _operator_name(node)
-        if name not in OPERATORS:
-            wrong.setdefault(name, place(node))
+    wrong = [
+        node
+        for node in graph.nodes
+        if node.op not in ("placeholder", "get_attr", "output")
+        and _operator_name(node) not in OPERATORS
+    ]
     if wrong:
-        listed = ", ".join(f"{name} {where}" for name, where in sorted(wrong.items()))
-        raise CompileError(
-            f"the training step uses operators that devices do not run: {listed}. Write this part "
-            "of the model, loss or metric with other torch functions"
-        )
+        raise unsupported(wrong)
 
 
 def _operator_name(node: fx.Node) -> str:

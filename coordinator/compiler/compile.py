@@ -32,35 +32,42 @@ from torch import Tensor, nn
 from coordinator.compiler import step as steps
 from coordinator.compiler.aten_form import to_json
 from coordinator.compiler.decompositions import table
+from coordinator.compiler.keras_model import as_module
 from coordinator.compiler.losses import Loss, loss_function
 from coordinator.compiler.memory import peak_memory
 from coordinator.compiler.metrics import Metric, metric_functions
 from coordinator.compiler.onnx_graph import OPSET
 from coordinator.compiler.onnx_lowering import lower
+from coordinator.compiler.operations import operations
 from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.parity import check_parity
-from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
-from coordinator.compiler.state import ModelState, copied, model_state
+from coordinator.compiler.signatures import (
+    bounded_inputs,
+    bounded_targets,
+    check_signatures,
+    random_batch,
+)
+from coordinator.compiler.state import ModelState, copied, model_state, state_names
 from coordinator.compiler.step import SEED, Recipe
 from coordinator.compiler.torch_form import trace_apply, trace_forwards
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
 from headwater.batch import Array, TensorSignature
 from headwater.errors import CompileError, PlanError
 from headwater.manifest import (
+    BatchCost,
     GraphPort,
     Manifest,
     Member,
     OptimizerSpec,
     ParameterGroup,
-    PeakMemory,
     Slot,
     StepSpec,
 )
 from headwater.plan import FROZEN, WEIGHTS, write_plan
 from headwater.plan_checks import check_graph
 from headwater.safetensors import write_tensors, write_weights
-from headwater.values import batch_values
+from headwater.values import batch_values, check_outputs, training_outputs
 
 Progress = Callable[[str], None]
 
@@ -141,17 +148,20 @@ def compile_plan(
             graphs do not compute what eager torch does.
     """
     say = progress or (lambda message: None)
+    check_signatures([*inputs, *targets])
     chosen, learning_rate = optimizer_from(optimizer)
     weighted = options.weight is not None
     recipe = Recipe(
-        copied(model), loss_function(loss, loss_settings, weighted=weighted),
+        copied(as_module(model)), loss_function(loss, loss_settings, weighted=weighted),
         metric_functions(metrics), chosen, tuple(signature.name for signature in inputs),
         len(targets), options,
+        tuple(signature.image for signature in inputs),
     )  # fmt: skip
     if options.weight is not None:
         targets = [*targets, TensorSignature(options.weight, (), "float32", is_weight=True)]
     say("tracing the evaluation step and the training step")
     traces, inputs, targets = _traced(recipe, loss, inputs, targets)
+    check_signatures([*inputs, *targets])
     say("lowering to ONNX")
     lowered = _lowered(traces)
     members = {member: _onnx(traced, member) for member, traced in lowered.items()}
@@ -166,6 +176,7 @@ def compile_plan(
         batch_size, hyperparameters,
     )  # fmt: skip
     members |= _tensor_members(traces.state)
+    aliases, transient = state_names(recipe.model)
     manifest = Manifest(
         name=name,
         versions={
@@ -184,15 +195,19 @@ def compile_plan(
         batch_size=batch_size,
         graphs=ports,
         peak_memory_bytes=_peak_memory(lowered["train.onnx"], recipe, batch_size),
+        operations=operations(traces.training, batch_size),
         parity=parity,
         members={
             member: Member(hashlib.sha256(data).hexdigest(), len(data))
             for member, data in sorted(members.items())
         },
+        aliases=aliases,
+        transient=transient,
         step=StepSpec(
             options.clip_norm, options.clip_value, options.micro_batch_size, options.corrections
         ),
     )
+    check_outputs(ports["train.onnx"].outputs, training_outputs(manifest), "train.onnx")
     return CompiledPlan(manifest, dict(sorted(members.items())))
 
 
@@ -277,7 +292,7 @@ def _hyperparameters(options: StepOptions, learning_rate: float) -> dict[str, fl
     return values if options.proximal is None else {**values, "proximal": options.proximal}
 
 
-def _peak_memory(train: TracedStep, recipe: Recipe, batch_size: int) -> PeakMemory:
+def _peak_memory(train: TracedStep, recipe: Recipe, batch_size: int) -> BatchCost:
     """The step's, and where gradients are accumulated one more copy of them."""
     at_once = recipe.options.micro_batch_size or batch_size
     peak = peak_memory(train, min(batch_size, at_once))

@@ -4,8 +4,8 @@ A counter-based generator in the sense of Salmon, Moraes, Dror, Shaw, "Parallel 
 easy as 1, 2, 3", SC 2011: no state, so torch on any device and onnxruntime draw the same numbers.
 The mixer is two rounds of multiply and shift in the manner of Wellons, "Hash function prospector",
 2018, with odd multipliers below 2**31 so that every product of 32-bit values fits in a signed
-64-bit integer (onnxruntime has no 32-bit unsigned multiplication). Meant for dropout and noise, not
-for privacy.
+64-bit integer (onnxruntime has no 32-bit unsigned multiplication). Meant for dropout, noise
+and augmentation, not for privacy.
 
 `seed` is an int64 scalar; `site` numbers the places in a model that draw, so that two layers with
 one seed draw apart.
@@ -50,6 +50,14 @@ def uniform(seed: Tensor, site: int, shape: Sequence[Any], dtype: torch.dtype) -
     """Fractions 0 <= u < 1 in steps of 2**-24, the same in every floating dtype."""
     whole = _shifted(_drawn(seed, site, shape), 32 - _UNIFORM_BITS)
     return whole.reshape(tuple(shape)).to(dtype) * 2.0**-_UNIFORM_BITS
+
+
+def whole_numbers(seed: Tensor, site: int, shape: Sequence[Any], count: int) -> Tensor:
+    """An int64 tensor of `shape`, uniform over 0 to `count` - 1, where `count` is below 2**31.
+
+    No number is likelier than another by more than `count / 2**32` of its share.
+    """
+    return _shifted(_drawn(seed, site, shape) * count, 32).reshape(tuple(shape))
 
 
 def normal(seed: Tensor, site: int, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:

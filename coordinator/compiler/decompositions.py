@@ -140,7 +140,8 @@ def nll_loss_backward(
     if weight is not None:
         found = found * weight
     if reduction == 1:
-        gradient = gradient / total_weight
+        # all may be ignored
+        gradient = gradient / torch.where(total_weight == 0, 1.0, total_weight)
     return found * (gradient.unsqueeze(1) if gradient.dim() else gradient)
 
 

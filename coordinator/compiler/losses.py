@@ -174,6 +174,6 @@ def checked_loss(value: Any) -> Tensor:
     if value.dim() != 0 or not value.is_floating_point():
         raise CompileError(
             f"the loss returned {shape_of(value)} of {value.dtype}; expected one floating "
-            "number, the mean over the batch"
+            "number, the mean over the batch (.mean())"
         )
     return value

@@ -1,12 +1,13 @@
 """Estimates a step's peak memory from the sizes of the tensors in its graph."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from coordinator.compiler.trace import TracedStep
-from headwater.manifest import PeakMemory
+from headwater.manifest import BatchCost
 
 _VIEWS = {
     torch.ops.aten.view.default, torch.ops.aten.alias.default, torch.ops.aten.detach.default,
@@ -14,15 +15,20 @@ _VIEWS = {
 }  # fmt: skip
 
 
-def peak_memory(step: TracedStep, batch_size: int) -> PeakMemory:
+def peak_memory(step: TracedStep, batch_size: int) -> BatchCost:
     """Bytes that are alive at once at most, as a line through two batch sizes.
 
     Every value lives from the node that makes it to the last one that uses it; inputs and outputs
     live throughout. Runtimes add their own buffers, and may reuse memory better.
     """
-    one, two = (_peak_bytes(step, size) for size in (batch_size, 2 * batch_size))
+    return line(lambda size: _peak_bytes(step, size), batch_size)
+
+
+def line(cost: Callable[[int], int], batch_size: int) -> BatchCost:
+    """A cost by batch size as a line through `batch_size` and twice as many, rounded up."""
+    one, two = cost(batch_size), cost(2 * batch_size)
     per_example = max(0, -(-(two - one) // batch_size))
-    return PeakMemory(fixed=max(0, one - per_example * batch_size), per_example=per_example)
+    return BatchCost(fixed=max(0, one - per_example * batch_size), per_example=per_example)
 
 
 def _peak_bytes(step: TracedStep, batch_size: int) -> int:
@@ -52,11 +58,12 @@ def _bytes(node: fx.Node, batch_size: int) -> int:
 def _tensor_bytes(value: Tensor, batch_size: int) -> int:
     count = value.element_size()
     for size in value.shape:
-        count *= _number(size, batch_size)
+        count *= size_of(size, batch_size)
     return count
 
 
-def _number(size: Any, batch_size: int) -> int:
+def size_of(size: Any, batch_size: int) -> int:
+    """A size as a number, where a symbolic one stands for the batch."""
     if isinstance(size, int):
         return size
     expression = size.node.expr

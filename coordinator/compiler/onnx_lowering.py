@@ -19,6 +19,7 @@ from torch._ops import OpOverload
 
 from coordinator.compiler.onnx_graph import NUMPY_OF_TORCH, GraphBuilder, element_type
 from coordinator.compiler.places import place
+from coordinator.compiler.refusals import unsupported
 from coordinator.compiler.trace import TracedStep
 from headwater.errors import CompileError
 
@@ -177,10 +178,7 @@ def _lowered(context: Context, node: fx.Node) -> Result:
         return _size_arithmetic(context, node)
     translation = _TRANSLATIONS.get(node.target)
     if translation is None:
-        raise context.unsupported(
-            "this operator is not supported on devices; write this part of the model with other "
-            "operators"
-        )
+        raise unsupported([node])
     return translation(context, *_arguments(context, node))
 
 

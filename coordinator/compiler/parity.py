@@ -33,8 +33,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from coordinator.compiler import step as steps
+from coordinator.compiler.advice import advice
 from coordinator.compiler.options import StepOptions
 from coordinator.compiler.places import author_line
 from coordinator.compiler.state import ModelState
@@ -72,6 +74,12 @@ class _Ledger:
 
     def record(self, what: str, found: Arrays, float32: Arrays, exact: Arrays) -> None:
         """Compare two results with the exact one."""
+        for name in found:
+            if not (np.isfinite(exact[name]).all() and np.isfinite(float32[name]).all()):
+                raise CompileError(
+                    f"eager torch itself gives values that are not finite in {name} on random "
+                    "data: check the model, the loss and the learning rate"
+                )
         for book, values in ((self.graphs, found), (self.torch_float32, float32)):
             book[what] = max(book.get(what, 0.0), _distance(values, exact, what))
 
@@ -172,13 +180,14 @@ class _Run:
         data = _tensors(batch) | {SEED: torch.tensor(seed)}
         try:
             single = _numpy(steps.gradients(self.recipe, self._inputs(data)))
-        except (RuntimeError, ValueError) as error:
-            if batch.size == 1 and self.steps:
+            with _Double():
+                double = _numpy(steps.gradients(self.recipe, _doubled(self._inputs(data))))
+        except Exception as error:
+            if batch.size == 1 and self.steps and isinstance(error, RuntimeError | ValueError):
                 return  # BatchNorm takes no single example where each channel has one value
-            raise CompileError(
-                f"the model or loss fails on random data{author_line(error)}: {error}"
-            ) from error
-        double = _numpy(steps.gradients(self.recipe, _doubled(self._inputs(data))))
+            raise _failed(error) from error
+        if batch.size == 1 and self.steps and not np.isfinite(single["loss"]):
+            return  # the mean over no example, where the loss ignores the only one
         feeds = self._feeds(data)
         self._compare("gradients", self.graphs.run("gradients.onnx", feeds), single, double)
         self._compare("torch", self.torch_form.gradients(feeds), single, double)
@@ -192,8 +201,12 @@ class _Run:
         """Compare evaluation and prediction at the present state."""
         self.recipe.model.eval()
         data = _tensors(batch) | {SEED: torch.tensor(0)}
-        single = _numpy(steps.evaluate(self.recipe, self._inputs(data)))
-        double = _numpy(steps.evaluate(self.recipe, _doubled(self._inputs(data))))
+        try:
+            single = _numpy(steps.evaluate(self.recipe, self._inputs(data)))
+            with _Double():
+                double = _numpy(steps.evaluate(self.recipe, _doubled(self._inputs(data))))
+        except Exception as error:
+            raise _failed(error) from error
         self.recipe.model.train()
         feeds = self._feeds(data)
         found = self.graphs.run("evaluate.onnx", feeds) | self.graphs.run("predict.onnx", feeds)
@@ -243,6 +256,33 @@ class _Run:
         return {**tensors, **self.slots, **scalars}
 
 
+class _Double(TorchFunctionMode):
+    """While entered, the author's code means float64 where it says float32."""
+
+    def __enter__(self) -> "_Double":
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        torch.set_default_dtype(self._default)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run a function with its float32 arguments exchanged."""
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        kwargs = {name: _doubled_dtype(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_doubled_dtype, args), **kwargs)
+
+
+def _doubled_dtype(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
 def _groups(found: Arrays) -> dict[str, Arrays]:
     """Results by kind, since a distance is relative to others of its kind."""
     groups: dict[str, Arrays] = {}
@@ -259,11 +299,6 @@ def _distance(found: Arrays, exact: Arrays, what: str) -> float:
     worst = 0.0
     for name, array in found.items():
         wanted = np.asarray(exact[name], np.float64)
-        if not np.isfinite(wanted).all():
-            raise CompileError(
-                f"eager torch itself gives values that are not finite in {name} on random data: "
-                "check the model and the loss"
-            )
         if not np.isfinite(array).all():
             raise CompileError(
                 f"the compiled graphs give values that are not finite in {name} ({what}) where "
@@ -338,6 +373,17 @@ def _figures(run: _Run) -> dict[str, float]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{_SIGNIFICANT_DIGITS - 1}e}")
+
+
+def _failed(error: Exception) -> CompileError:
+    """Words for an error of the author's code that its trace did not meet."""
+    reason = str(error).strip().split("\n")[0][:300]
+    hint = advice("checkpoint") if type(error).__name__ == "CheckpointError" else ""
+    instead = f". Instead: {hint}" if hint else ""
+    return CompileError(
+        f"the model or loss fails on random data{author_line(error)}: {type(error).__name__}: "
+        f"{reason}{instead}"
+    )
 
 
 def _refusal(what: str, distance: float, limit: float) -> str:

@@ -1,33 +1,44 @@
 """Where in the author's code an operator or an error comes from, for messages.
 
-While a model is traced, each operator gets the path of its module (`nn_module_stack`) and the line
-that called it (`stack_trace`): two fields that torch hands on when it rewrites a graph. Operators
-of the backward pass and the optimizer have no line: no line of the author's called them.
+While a model is traced, each operator gets the module, loss or metric that called it
+(`nn_module_stack`) and the line (`stack_trace`): two fields that torch hands on when it rewrites a
+graph. An operator of the backward pass gets those of the operator whose gradient it computes; one
+of the optimizer has none, since no line of the author's called it.
 """
 
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from headwater.errors import CompileError
 
 _TORCH = str(Path(torch.__file__).parent)
 _COMPILER = str(Path(__file__).parent)
 _PROJECT = str(Path(__file__).parents[1])
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 _CALLERS = ("step.py", "trace.py")
 """Modules of ours that call the author's code: beyond them lies who compiles, not what."""
+
+_NOTE = "called for "
+
+_PART: ContextVar[str] = ContextVar("part", default="")
 
 
 def place(node: fx.Node) -> str:
     """Where in the author's model an operator sits."""
-    path, line = _module_path(node), node.meta.get("stack_trace")
-    module = f"in module {path!r}" if path else "in the model's own forward, the loss or a metric"
-    return f"{module} at {line}" if line else module
+    part, line = _part(node) or "the step", node.meta.get("stack_trace")
+    return f"in {part} at {line}" if line else f"in {part}"
 
 
 def author_line(error: BaseException) -> str:
@@ -38,20 +49,57 @@ def author_line(error: BaseException) -> str:
     return ""
 
 
+def defined(function: Callable[..., Any]) -> str:
+    """` (FILE:LINE)` where a function of the author's is written, or nothing."""
+    code = getattr(function, "__code__", None)
+    if code is None or not _is_authors(code.co_filename):
+        return ""
+    return f" ({code.co_filename}:{code.co_firstlineno})"
+
+
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """Within it, what is called belongs to this part of the step: the loss, a metric."""
+    token = _PART.set(name)
+    try:
+        yield
+    except Exception as error:
+        error.add_note(_NOTE + name)
+        raise
+    finally:
+        _PART.reset(token)
+
+
+def part_of(error: BaseException) -> str:
+    """` in PART` if an error left a `part`, or nothing."""
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
+    return f" in {notes[0].removeprefix(_NOTE)}" if notes else ""
+
+
 class Places(TorchFunctionMode):
-    """While entered, operators that a trace records remember their module and line."""
+    """While entered, operators that a trace records remember their part and line."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._paths = [""]
+        self._parts = [""]
         self._stamper = _Stamper()
         self._handles: list[Any] = []
+        self._backward: dict[Any, None] = {}
+        self._gradient_of = ("", None)
         self._model = model
+        self.failed = ""
+        """The name of the torch function that raised last."""
 
     def __enter__(self) -> "Places":
         for path, module in self._model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise CompileError(
+                    f"module {path!r} is a torch.jit script, which cannot be traced: use the "
+                    "Python module that it was made from"
+                )
+            name = f"module {path!r}" if path else "the model's own forward"
             self._handles += [
-                module.register_forward_pre_hook(lambda *_, path=path: self._enter(path)),
+                module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)),
                 module.register_forward_hook(lambda *_: self._leave()),
             ]
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -61,26 +109,64 @@ class Places(TorchFunctionMode):
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
+        self._backward.clear()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run a function as it is, then mark what it recorded."""
-        result = func(*args, **(kwargs or {}))
-        self._stamper.stamp(self._paths[-1], _calling_line())
+        """Run a function as it is, then mark what it recorded and what its gradient will."""
+        try:
+            result = func(*args, **(kwargs or {}))
+        except Exception:
+            self.failed = getattr(func, "__name__", "")
+            raise
+        line = calling_line()
+        self._stamper.stamp(self._here, line)
+        if torch.is_grad_enabled() and self._here:
+            for value in tree_leaves(result):
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    self._watch(value.grad_fn, (self._here, line))
         return result
 
     @property
     def current(self) -> str:
-        """` in module 'PATH'`, where an error left the author's code, or nothing."""
-        return f" in module {self._paths[-1]!r}" if self._paths[-1] else ""
+        """` in PART`, with the line where a gradient is computed: where an error arose."""
+        name, line = self._gradient_of
+        if name:
+            return f" in {_gradient(name)}" + (f" at {line}" if line else "")
+        return f" in {self._here}" if self._here else ""
 
-    def _enter(self, path: str) -> None:
-        self._stamper.stamp(self._paths[-1])
-        self._paths.append(path)
+    @property
+    def _here(self) -> str:
+        return _PART.get() or self._parts[-1]
+
+    def _enter(self, name: str) -> None:
+        self._stamper.stamp(self._here)
+        self._parts.append(name)
 
     def _leave(self) -> None:
-        self._stamper.stamp(self._paths.pop())
+        self._stamper.stamp(self._here)
+        self._parts.pop()
+
+    def _watch(self, last: Any, origin: tuple[str, Any]) -> None:
+        """Let the autograd nodes that a function made mark the operators that they record."""
+        waiting = [last]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in self._backward or hasattr(node, "variable"):
+                continue
+            self._backward[node] = None  # kept, so that it stays the same object
+            node.register_prehook(lambda *_: self._begin_gradient(origin))
+            node.register_hook(lambda *_: self._end_gradient(origin))
+            waiting += [following for following, _ in node.next_functions]
+
+    def _begin_gradient(self, origin: tuple[str, Any]) -> None:
+        self._stamper.stamp("")
+        self._gradient_of = origin
+
+    def _end_gradient(self, origin: tuple[str, Any]) -> None:
+        self._stamper.stamp(_gradient(origin[0]), origin[1])
+        self._gradient_of = ("", None)
 
 
 class PlaceKeepingInterpreter(fx.Interpreter):
@@ -93,7 +179,7 @@ class PlaceKeepingInterpreter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and stamp what it became."""
         result = super().run_node(n)
-        self._stamper.stamp(_module_path(n), n.meta.get("stack_trace"))
+        self._stamper.stamp(_part(n), n.meta.get("stack_trace"))
         return result
 
 
@@ -103,37 +189,43 @@ class _Stamper:
     def __init__(self) -> None:
         self.last: fx.Node | None = None
 
-    def stamp(self, path: str, line: str | None = None) -> None:
+    def stamp(self, part: str, line: str | None = None) -> None:
         proxy = get_proxy_mode()
         if proxy is None:
             return
         graph = proxy.tracer.graph
         node = self.last.next if self.last is not None else next(iter(graph.nodes), graph._root)
         while node is not graph._root:
-            if path:
-                node.meta["nn_module_stack"] = {path: (path, "")}
+            if part:
+                node.meta["nn_module_stack"] = {part: (part, "")}
             if line:
                 node.meta["stack_trace"] = line
             self.last, node = node, node.next
 
 
-def _module_path(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    return next(reversed(stack.values()))[0] if stack else ""
-
-
-def _calling_line() -> str | None:
+def calling_line() -> str | None:
     """`FILE:LINE` of the author's frame that is calling, if one is."""
     frame = sys._getframe(1)
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if str(path.parent) == _COMPILER and path.name in _CALLERS:
+        file = frame.f_code.co_filename
+        if file.startswith(_COMPILER) and file.endswith(_CALLERS):
             return None
-        if _is_authors(frame.f_code.co_filename):
-            return f"{path}:{frame.f_lineno}"
+        if _is_authors(file):
+            return f"{file}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return None
 
 
+def _part(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+def _gradient(name: str) -> str:
+    return f"the gradient of {name}"
+
+
 def _is_authors(filename: str) -> bool:
-    return not filename.startswith((_TORCH, _PROJECT, "<")) and "importlib" not in filename
+    if filename.startswith((_TORCH, _PROJECT, "<")):
+        return False
+    return not filename.startswith(_STANDARD_LIBRARY) or "site-packages" in filename

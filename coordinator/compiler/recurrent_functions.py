@@ -22,7 +22,7 @@ from coordinator.compiler.recurrent_layers import (
 
 Function = Callable[..., Any]
 
-_LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_LAYERS = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _PACK = torch._C._VariableFunctions._pack_padded_sequence
 _PAD = torch._C._VariableFunctions._pad_packed_sequence
 _CHECK = nn.RNNBase.check_forward_args
@@ -56,7 +56,7 @@ class RecurrentFunctions:
 
     def takes(self, function: Function, arguments: Sequence[Any]) -> bool:
         """Whether a call is to be made here."""
-        if getattr(function, "__name__", "") in _LAYERS:
+        if function in _LAYERS:
             return True
         if function in (_PAD, Tensor.__getitem__):
             return any(argument in self._packing for argument in arguments[:2])

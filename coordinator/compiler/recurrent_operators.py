@@ -1,10 +1,9 @@
 """Recurrent layers as single operators, so that a traced graph does not grow with the sequence.
 
 `headwater::lstm`, `gru` and `rnn` run one layer in one direction over an input that was projected
-beforehand, and keep what the backward pass reads. Each has a counterpart `..._backward`, a linear
-recurrence in the opposite direction whose factors were computed for all steps at once. Here they
-are defined and spelled out in torch, one step after the other, which says what they mean; on
-devices they are Scans (`onnx_recurrence`).
+beforehand, and keep what the backward pass reads. Each has a counterpart `..._backward`, a
+recurrence in the opposite direction. Here they are defined and spelled out in torch, one step after
+the other, which says what they mean; on devices they are Scans (`onnx_recurrence`).
 
 Shapes: T steps, B examples, H the layer's width, P the width of its output (H, but for an LSTM with
 projections). `projected` is [T, B, gates * H] with the gates in torch's order, states are [B, H] or
@@ -30,17 +29,17 @@ _SCHEMAS = (
     "Tensor forget, Tensor candidate, Tensor exit, Tensor squashed, Tensor last_hidden, "
     "Tensor last_memory)",
     "lstm_backward(Tensor gradient, Tensor to_hidden, Tensor to_memory, Tensor weight, "
-    "Tensor? projection, Tensor[] factors, Tensor? hold, bool reverse) -> (Tensor to_projected, "
+    "Tensor? projection, Tensor[] kept, Tensor? mask, bool reverse) -> (Tensor to_projected, "
     "Tensor to_hiddens, Tensor to_hidden, Tensor to_memory)",
     "gru(Tensor projected, Tensor hidden, Tensor weight, Tensor? bias, Tensor? mask, bool reverse) "
     "-> (Tensor hiddens, Tensor reset, Tensor update, Tensor candidate, Tensor recurrent, "
     "Tensor last_hidden)",
-    "gru_backward(Tensor gradient, Tensor to_hidden, Tensor weight, Tensor[] factors, "
-    "bool reverse) -> (Tensor to_recurrent, Tensor to_hiddens, Tensor to_hidden)",
+    "gru_backward(Tensor gradient, Tensor to_hidden, Tensor weight, Tensor[] kept, Tensor? mask, "
+    "bool reverse) -> (Tensor to_recurrent, Tensor to_candidate, Tensor to_hidden)",
     "rnn(Tensor projected, Tensor hidden, Tensor weight, Tensor? mask, bool rectified, "
     "bool reverse) -> (Tensor hiddens, Tensor last_hidden)",
-    "rnn_backward(Tensor gradient, Tensor to_hidden, Tensor weight, Tensor factor, Tensor? hold, "
-    "bool reverse) -> (Tensor to_projected, Tensor to_hidden)",
+    "rnn_backward(Tensor gradient, Tensor to_hidden, Tensor weight, Tensor hiddens, Tensor? mask, "
+    "bool rectified, bool reverse) -> (Tensor to_projected, Tensor to_hidden)",
 )
 _LIBRARY = torch.library.Library("headwater", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in _SCHEMAS:
@@ -72,6 +71,11 @@ def _held(new: Tensor, old: Tensor, mask: Tensor | None, step: int) -> Tensor:
     return new if mask is None else mask[step] * new + (1 - mask[step]) * old
 
 
+def _counted(total: Tensor, mask: Tensor | None, step: int) -> Tensor:
+    """The part of a gradient that goes through the step; the rest passes it by."""
+    return total if mask is None else mask[step] * total
+
+
 def _stacked(steps: list[Tensors], reverse: bool) -> list[Tensor]:
     """What the steps gave, along time in the input's order."""
     ordered = steps[::-1] if reverse else steps
@@ -88,9 +92,13 @@ def lstm(
     mask: Tensor | None,
     reverse: bool,
 ) -> Tensors:
-    """`weight` [4 H, P], `projection` [P, H]; the input projection has both biases."""
+    """`weight` [4 H, P], `projection` [P, H]; the input projection has both biases.
+
+    `memories` are those that the steps started from.
+    """
     steps: list[Tensors] = []
     for step in _order(projected, reverse):
+        before = memory
         gates = (projected[step] + F.linear(hidden, weight)).chunk(4, -1)
         entry, forget, exit_ = (gates[index].sigmoid() for index in (0, 1, 3))
         candidate = gates[2].tanh()
@@ -101,7 +109,7 @@ def lstm(
             output = F.linear(output, projection)
         hidden = _held(output, hidden, mask, step)
         memory = _held(new_memory, memory, mask, step)
-        steps.append((hidden, memory, entry, forget, candidate, exit_, squashed))
+        steps.append((hidden, before, entry, forget, candidate, exit_, squashed))
     return *_stacked(steps, reverse), hidden.clone(), memory.clone()
 
 
@@ -112,26 +120,29 @@ def lstm_backward(
     to_memory: Tensor,
     weight: Tensor,
     projection: Tensor | None,
-    factors: list[Tensor],
-    hold: Tensor | None,
+    kept: list[Tensor],
+    mask: Tensor | None,
     reverse: bool,
 ) -> Tensors:
-    """`factors` are those of the memory by the output, of the gates in torch's order by memory
-    and output, and of the memory before by the memory.
-    """
-    to_squashed, to_entry, to_forget, to_candidate, to_exit, carried = factors
+    """`kept` are the results of `lstm` from `memories` to `squashed`."""
     steps: list[Tensors] = []
     for step in _order(gradient, not reverse):
+        before, entry, forget, candidate, exit_, squashed = (part[step] for part in kept)
         total = gradient[step] + to_hidden
-        to_output = total if projection is None else total @ projection
-        memory = to_output * to_squashed[step] + to_memory
-        parts = [memory * part[step] for part in (to_entry, to_forget, to_candidate)]
-        gates = torch.cat([*parts, to_output * to_exit[step]], -1)
-        to_hidden = gates @ weight
-        if hold is not None:
-            to_hidden = to_hidden + total * hold[step]
-        to_memory = memory * carried[step]
-        steps.append((gates, total))
+        counted = _counted(total, mask, step)
+        to_output = counted if projection is None else counted @ projection
+        memory = to_memory + to_output * exit_ * (1 - squashed * squashed)
+        to_new = _counted(memory, mask, step)
+        gates = [
+            to_new * candidate * entry * (1 - entry),
+            to_new * before * forget * (1 - forget),
+            to_new * entry * (1 - candidate * candidate),
+            to_output * squashed * exit_ * (1 - exit_),
+        ]
+        to_gates = torch.cat(gates, -1)
+        to_hidden = to_gates @ weight + (total - counted)
+        to_memory = to_new * forget + (memory - to_new)
+        steps.append((to_gates, counted))
     return *_stacked(steps, not reverse), to_hidden, to_memory
 
 
@@ -159,16 +170,26 @@ def gru(
 
 @_kernel
 def gru_backward(
-    gradient: Tensor, to_hidden: Tensor, weight: Tensor, factors: list[Tensor], reverse: bool
+    gradient: Tensor,
+    to_hidden: Tensor,
+    weight: Tensor,
+    kept: list[Tensor],
+    mask: Tensor | None,
+    reverse: bool,
 ) -> Tensors:
-    """`factors` are those of the three recurrent products, and of the state before."""
-    *to_gates, carried = factors
+    """`kept` are the states that the steps started from and what `gru` gives from `reset` on."""
     steps: list[Tensors] = []
     for step in _order(gradient, not reverse):
+        before, reset, update, candidate, recurrent = (part[step] for part in kept)
         total = gradient[step] + to_hidden
-        recurrent = torch.cat([total * part[step] for part in to_gates], -1)
-        to_hidden = recurrent @ weight + total * carried[step]
-        steps.append((recurrent, total))
+        counted = _counted(total, mask, step)
+        to_update = counted * (before - candidate) * update * (1 - update)
+        to_candidate = counted * (1 - update) * (1 - candidate * candidate)
+        to_product = to_candidate * reset
+        to_reset = to_product * recurrent * (1 - reset)
+        to_recurrent = torch.cat([to_reset, to_update, to_product], -1)
+        to_hidden = to_recurrent @ weight + counted * update + (total - counted)
+        steps.append((to_recurrent, to_candidate))
     return *_stacked(steps, not reverse), to_hidden
 
 
@@ -195,18 +216,19 @@ def rnn_backward(
     gradient: Tensor,
     to_hidden: Tensor,
     weight: Tensor,
-    factor: Tensor,
-    hold: Tensor | None,
+    hiddens: Tensor,
+    mask: Tensor | None,
+    rectified: bool,
     reverse: bool,
 ) -> Tensors:
-    """`factor` is the slope of the activation at every step."""
+    """`hiddens` are those that `rnn` gave."""
     steps: list[Tensors] = []
     for step in _order(gradient, not reverse):
+        hidden = hiddens[step]
         total = gradient[step] + to_hidden
-        inner = total * factor[step]
-        to_hidden = inner @ weight
-        if hold is not None:
-            to_hidden = to_hidden + total * hold[step]
+        counted = _counted(total, mask, step)
+        inner = counted * (hidden.sign() if rectified else 1 - hidden * hidden)
+        to_hidden = inner @ weight + (total - counted)
         steps.append((inner,))
     return *_stacked(steps, not reverse), to_hidden
 

@@ -12,18 +12,29 @@ from coordinator.compiler.trace import TracedStep
 from headwater.batch import Array, Batch, TensorSignature, batch_of
 from headwater.errors import CompileError
 
-_DEFAULT_MAXIMUM = 2
-"""For integers without a stated bound: 0 and 1 fit every table of two rows or more."""
-
 DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def check_signatures(signatures: Sequence[TensorSignature]) -> None:
+    """Refuse what no plan can say.
+
+    Raises:
+        CompileError: a dtype that plans do not carry, or parts that contradict one another.
+    """
+    for one in signatures:
+        if one.dtype not in DTYPES:
+            raise CompileError(
+                f"{one.name!r} has dtype {one.dtype!r}; allowed: {', '.join(DTYPES)}"
+            )
+        if fault := one.fault():
+            raise CompileError(f"{one.name!r}: {fault}")
 
 
 def random_batch(
     inputs: Sequence[TensorSignature], targets: Sequence[TensorSignature], size: int, seed: int
 ) -> Batch:
-    """Values that the signatures allow: normal floats, uniform integers below the maximum.
-
-    The examples' weights lie between 0.5 and 1.5.
+    """Values that the signatures allow: normal floats, uniform integers below the maximum, bytes
+    of images. The examples' weights lie between 0.5 and 1.5.
     """
     draw = np.random.default_rng(seed)
     return batch_of(
@@ -34,16 +45,12 @@ def random_batch(
 
 
 def _drawn(signature: TensorSignature, size: int, draw: np.random.Generator) -> Array:
-    if signature.dtype not in DTYPES:
-        raise CompileError(
-            f"{signature.name!r} has dtype {signature.dtype!r}; allowed: {', '.join(DTYPES)}"
-        )
     shape = (size, *signature.shape)
     if signature.is_weight:
         return draw.random(shape, np.float32) + np.float32(0.5)
     if signature.dtype == "float32":
         return draw.standard_normal(shape, np.float32)
-    high = 2 if signature.dtype == "bool" else signature.maximum or _DEFAULT_MAXIMUM
+    high = 2 if signature.dtype == "bool" else signature.generated_below
     return draw.integers(0, high, shape).astype(signature.dtype)
 
 
@@ -96,6 +103,11 @@ def bounded_targets(
     nodes = dict(zip(evaluation.inputs, evaluation.placeholders, strict=True))
     classes = int(output.shape[class_dimension(output, nodes["y0"].meta["val"])])
     first = targets[0]
+    if first.labels and len(first.labels) != classes:
+        raise CompileError(
+            f"target {first.name!r} has {len(first.labels)} labels; the model's output has "
+            f"{classes} classes: name each of them"
+        )
     if first.maximum is not None and first.maximum > classes:
         raise CompileError(
             f"target {first.name!r} has values up to {first.maximum - 1}; the model's output has "

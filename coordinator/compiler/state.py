@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coordinator.compiler.onnx_graph import NUMPY_OF_TORCH
+from coordinator.compiler.refusals import check_buffers
 from coordinator.compiler.step import Recipe
 from coordinator.compiler.trace import TracedStep
 from headwater.errors import CompileError
@@ -51,6 +52,10 @@ class ModelState:
         """Graph names of averaged buffers."""
         return {n for n, role in self.roles.items() if role is Role.AVERAGED_BUFFER}
 
+    def _is_buffer(self, output: str) -> bool:
+        """Whether a training step's output is a buffer afterwards: all but new parameters are."""
+        return self.roles.get(output.removeprefix(_NEW)) is not Role.TRAINABLE
+
     @property
     def frozen_names(self) -> list[str]:
         """Plain names of tensors that travel once, with the plan."""
@@ -62,6 +67,11 @@ class ModelState:
         Raises:
             CompileError: a buffer changes whose dtype cannot be averaged.
         """
+        results = training.results
+        check_buffers(
+            {name[2:]: self.values[name] for name in self.buffer_names},
+            {n[6:]: results[n] for n in results if n.startswith("new.p.") and self._is_buffer(n)},
+        )
         constants = frozenset(
             name for name in self.buffer_names if training.unchanged(_NEW + name, name)
         )
@@ -113,6 +123,7 @@ def model_state(recipe: Recipe) -> ModelState:
         values[key] = _copied(parameter)
         roles[key] = Role.TRAINABLE if parameter.requires_grad else Role.FROZEN
     for name, buffer in recipe.model.named_buffers():
+        _check_values("buffer", name, buffer)
         if buffer.dtype not in NUMPY_OF_TORCH or buffer.dtype == torch.float64:
             raise CompileError(
                 f"buffer {name!r} has dtype {buffer.dtype}; buffers must be float32, integer or "
@@ -125,14 +136,47 @@ def model_state(recipe: Recipe) -> ModelState:
     return ModelState(values, roles, frozenset(_variances(recipe.model)))
 
 
+def state_names(model: nn.Module) -> tuple[dict[str, str], tuple[str, ...]]:
+    """How the keys of the model's `state_dict` differ from the names of its tensors.
+
+    Further keys of tied tensors with the name that they go by, and names that it does not have
+    (buffers that are not persistent), sorted.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    names = {id(tensor): name for name, tensor in tensors}
+    stored = model.state_dict(keep_vars=True)
+    known = {key: names[id(value)] for key, value in stored.items() if id(value) in names}
+    aliases = {key: name for key, name in known.items() if key != name}
+    return aliases, tuple(sorted(set(names.values()) - set(stored)))
+
+
 def _check_parameter(name: str, parameter: Tensor) -> None:
+    _check_values("parameter", name, parameter)
     if parameter.dtype != torch.float32:
-        raise CompileError(
-            f"parameter {name!r} has dtype {parameter.dtype}; parameters must be float32: convert "
-            "the model with .float()"
+        instead = (
+            "keep two float32 parameters, the real and the imaginary part"
+            if parameter.is_complex()
+            else "convert the model with .float()"
+            if parameter.is_floating_point()
+            else "keep whole numbers with register_buffer"
         )
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise CompileError(f"parameter {name!r} is lazy: run the model once before compiling")
+        raise CompileError(
+            f"parameter {name!r} has dtype {parameter.dtype}; parameters must be float32: {instead}"
+        )
+
+
+def _check_values(kind: str, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that has no values yet."""
+    if nn.parameter.is_lazy(tensor):
+        raise CompileError(
+            f"{kind} {name!r} is lazy and has no shape yet: run the model once on an example in "
+            "the factory, or give the layer its input size"
+        )
+    if tensor.is_meta:
+        raise CompileError(
+            f"{kind} {name!r} is on the meta device and has no values: build the model on the CPU, "
+            "or call to_empty(device='cpu') and initialize it in the factory"
+        )
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -140,4 +184,6 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def _variances(model: nn.Module) -> set[str]:
-    return {f"p.{n}" for n, _ in model.named_buffers() if n.split(".")[-1] == "running_var"}
+    return {
+        f"p.{n}" for n, _ in model.named_buffers() if n.endswith(("running_var", "moving_variance"))
+    }

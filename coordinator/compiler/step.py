@@ -5,7 +5,7 @@ Names are those of the plan's graphs: `p.` state, `f.` frozen, `o.` optimizer, `
 the round's start, `c.` corrections, `seed`; `new.` marks the state after the step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from coordinator.compiler.images import prepared
 from coordinator.compiler.losses import checked_loss, shape_of
 from coordinator.compiler.metrics import Metric
 from coordinator.compiler.optimizers import Optimizer
 from coordinator.compiler.optimizers.groups import ParameterGroup, parameter_groups
 from coordinator.compiler.options import PLAIN, StepOptions
+from coordinator.compiler.places import defined, part
+from coordinator.compiler.refusals import kept_attributes
 from coordinator.compiler.rewrites import PortableFunctions
 from coordinator.compiler.update import update
 from headwater.errors import CompileError
+from headwater.preparation import Image
 
 SEED = "seed"
 WEIGHT = "w"
@@ -39,6 +43,8 @@ class Recipe:
     inputs: tuple[str, ...]
     target_count: int
     options: StepOptions = PLAIN
+    images: tuple[Image | None, ...] = ()
+    """How each input is made from uint8 pixels before the model sees it; None for other inputs."""
     eager: bool = False
     """Run torch's own attention and recurrent layers: for torch, and as the gate's yardstick."""
 
@@ -98,20 +104,25 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
     models write them in place.
     """
     buffers = {name for name, _ in recipe.model.named_buffers()}
-    state = {
-        f"inner.{name[2:]}": value.clone() if name[2:] in buffers else value
+    values = {
+        name[2:]: value.clone() if name[2:] in buffers else value
         for name, value in tensors.items()
         if name[:2] in ("p.", "f.")
     }
-    inputs = tuple(tensors[name] for name in recipe.input_names)
+    state = {f"inner.{place}": values[name] for place, name in _tensor_places(recipe.model)}
+    inputs = _prepared(recipe, tensors)
     targets = [tensors[name] for name in recipe.target_names]
     with PortableFunctions(tensors[SEED], only_random=recipe.eager):
-        output, after = functional_call(_Forward(recipe), state, inputs)
-        loss = checked_loss(recipe.loss(output, *targets))
-        results = {"loss": loss}
+        with kept_attributes(recipe.model):
+            output, after = functional_call(_Forward(recipe), state, inputs, tie_weights=False)
+        if output is None:
+            raise CompileError("the model's forward returns None: it lacks a return")
+        with part(f"the loss{defined(recipe.loss)}"):
+            results = {"loss": checked_loss(recipe.loss(output, *targets))}
         for name, metric in recipe.metrics.items():
-            value = metric(_detached(output), *targets)
-            results[f"m.{name}"] = _scalar(name, value).to(torch.float32)
+            with part(f"the metric {name!r}{defined(metric)}"):
+                value = _scalar(metric(_detached(output), *targets))
+            results[f"m.{name}"] = value.to(torch.float32)
     return results | _outputs("output", output), after
 
 
@@ -122,12 +133,43 @@ def differentiable(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
     return outputs | {n: value for n, value in results.items() if not is_output(n)}
 
 
+def _tensor_places(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Where each tensor is, with its name: several places where tensors are tied.
+
+    A module that is registered under two names is one place. torch's own tying would write there
+    twice and then put the first writing back instead of the module's own tensor.
+    """
+    names = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
+    for prefix, module in model.named_modules():
+        for attribute, tensor in (
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ):
+            yield f"{prefix}.{attribute}" if prefix else attribute, names[id(tensor)]
+
+
+def _prepared(recipe: Recipe, tensors: Named) -> tuple[Tensor, ...]:
+    """The inputs as the model takes them; images are augmented while it is in training mode."""
+    inputs = [tensors[name] for name in recipe.input_names]
+    dtype = tensors[f"p.{next(iter(recipe.parameters))}"].dtype
+    seed = tensors[SEED] if recipe.model.training else None
+    for index, image in enumerate(recipe.images):
+        if image is not None:
+            inputs[index] = prepared(image, inputs[index], index, dtype, seed)
+    return tuple(inputs)
+
+
 def gradients(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
     """`g.` of each trainable parameter, `new.p.` of each buffer, the loss and the metrics."""
     names = list(recipe.parameters)
     leaves = {f"p.{name}": tensors[f"p.{name}"].detach().requires_grad_() for name in names}
     with torch.enable_grad():
         results, buffers = forward(recipe, {**tensors, **leaves})
+        if not results["loss"].requires_grad:
+            raise CompileError(
+                "the loss does not depend on any trainable parameter: look for .detach(), "
+                "torch.no_grad() or .data in the model and the loss"
+            )
         found = torch.autograd.grad(
             results["loss"], list(leaves.values()), allow_unused=True, materialize_grads=True
         )
@@ -183,9 +225,10 @@ def _detached(output: Any) -> Any:
     return output.detach() if isinstance(output, Tensor) else output
 
 
-def _scalar(name: str, value: Any) -> Tensor:
+def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise CompileError(
-            f"the metric {name!r} returned {shape_of(value)}; expected one number, the mean"
+            f"a metric returned {shape_of(value)}; expected one number as a tensor, the mean over "
+            "the batch (.mean())"
         )
     return value

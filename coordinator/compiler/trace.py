@@ -7,7 +7,6 @@ and with the operators that torch has kernels for; the device differentiates it.
 """
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,22 +21,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
-    GuardOnDataDependentSymNode,
-    ShapeEnv,
     StatelessSymbolicContext,
 )
 
+from coordinator.compiler.batch_sizes import BatchSizes
 from coordinator.compiler.functional import functional
-from coordinator.compiler.places import PlaceKeepingInterpreter, Places, author_line, place
-from headwater.aten_operators import ATEN_OPERATORS, DROPOUT_ARGUMENTS, STATISTICS_OPERATORS
+from coordinator.compiler.places import PlaceKeepingInterpreter, Places
+from coordinator.compiler.refusals import check_operators, explained
+from headwater.aten_operators import ATEN_OPERATORS, STATISTICS_OPERATORS
 from headwater.errors import CompileError
 
 TRACE_BATCH_SIZE = 11
 """Only a hint: a prime, which few layers have for a width."""
 
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
-
-_UNSUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
 _COPIES = (
     torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default,
@@ -137,15 +134,15 @@ def _recorded(
         names[:] = results
         return list(results.values())
 
-    shapes = ShapeEnv()
+    shapes = BatchSizes()
     mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
     fakes = [_fake(mode, tensor, name in batched) for name, tensor in examples.items()]
     places = Places(modules)
-    with _explained(places), _quiet(), mode, places:
+    with explained(places), _quiet(), mode, places:
         module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True, **options)(*fakes)
-    if batched:
-        _check_batch(fakes[list(examples).index(batched[0])])
-    _check_operators(module.graph)
+    check_operators(module.graph)
+    for index in [list(examples).index(name) for name in batched[:1]]:
+        shapes.check(_fixed(fakes[index].shape[0]))
     return module, tuple(names)
 
 
@@ -198,46 +195,18 @@ def _fake(mode: FakeTensorMode, tensor: Tensor, batched: bool) -> Tensor:
     return mode.from_tensor(tensor, symbolic_context=context)
 
 
-def _check_batch(example: Tensor) -> None:
-    size = example.shape[0]
-    if isinstance(size, int) or _fixed(size):
-        raise CompileError(
-            "the model or loss fixes the batch size (a comparison or int() of a batch dimension): "
-            "use x.shape[0] only in shapes, so that the last, smaller batch can run"
-        )
-
-
-def _fixed(size: torch.SymInt) -> bool:
+def _fixed(size: int | torch.SymInt) -> bool:
     """Whether a symbolic size was found to be one number."""
-    return size.node.maybe_as_int() is not None or not size.node.expr.free_symbols
-
-
-def _check_operators(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        if not isinstance(node.target, OpOverload):
-            continue
-        if node.target is torch.ops.aten._local_scalar_dense.default:
-            raise CompileError(
-                f"the value of a tensor leaves the graph {place(node)} (.item(), int(), float()): "
-                "a plan is one fixed graph; keep the value a tensor"
-            )
-        may_draw = torch.Tag.nondeterministic_seeded in node.target.tags
-        if may_draw and str(node.target) not in DROPOUT_ARGUMENTS:
-            raise CompileError(
-                f"{node.target} {place(node)} draws random numbers: only dropout draws alike on "
-                "every device; use dropout, or bring the noise as an input"
-            )
-        value = node.meta.get("val")
-        if isinstance(value, Tensor) and value.dtype in _UNSUPPORTED_DTYPES:
-            raise CompileError(
-                f"{node.target} {place(node)} computes in {value.dtype}: the step must compute in "
-                "float32 (remove autocast and .half())"
-            )
+    return (
+        isinstance(size, int)
+        or size.node.maybe_as_int() is not None
+        or not size.node.expr.free_symbols
+    )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings, and without its log of errors, which `_explained` tells."""
+    """Without torch's warnings, and without its log of errors, which `explained` tells."""
     was_disabled, _TORCH_LOG.disabled = _TORCH_LOG.disabled, True
     try:
         with warnings.catch_warnings():
@@ -246,34 +215,3 @@ def _quiet() -> Iterator[None]:
                 yield
     finally:
         _TORCH_LOG.disabled = was_disabled
-
-
-@contextmanager
-def _explained(places: Places) -> Iterator[None]:
-    """Turns what torch raises while it traces into an error that names the author's line."""
-    try:
-        yield
-    except CompileError as error:
-        raise CompileError(f"{error}{places.current}{author_line(error)}") from error
-    except Exception as error:
-        where = places.current + author_line(error)
-        if _depends_on_data(error):
-            raise CompileError(
-                "the model, loss or metric branches on the values of a tensor (if, while, int(), "
-                f".item(), a mask that changes a shape){where}: a plan is one fixed graph; use "
-                "torch.where"
-            ) from error
-        # torch calls the batch's size s31 or the like.
-        reason = re.sub(r"\bs\d+\b", "batch", str(error).strip().split("\n")[0][:300])
-        raise CompileError(
-            f"the model, loss or metric cannot be traced{where}: {type(error).__name__}: {reason}"
-        ) from error
-
-
-def _depends_on_data(error: BaseException) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return (
-        isinstance(error, GuardOnDataDependentSymNode)
-        or bool(names & {"DataDependentOutputException", "DynamicOutputShapeException"})
-        or "data-dependent" in str(error).lower()
-    )

@@ -12,6 +12,7 @@ from typing import Any
 
 from coordinator.jobs.builder import Fault, build
 from coordinator.jobs.key import Pattern, key
+from coordinator.jobs.tensor import TENSOR_NAME, Tensor, signatures
 from coordinator.jobs.train_spec import Train
 from coordinator.jobs.where import parse_where
 from headwater.batch import TensorSignature
@@ -25,7 +26,6 @@ _DATASET = Pattern(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}",
     "1 to 63 letters, digits, dots, underscores and hyphens, a letter or digit first",
 )
-_TENSOR = Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and underscores, no digit first")
 _REFERENCE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 _FACTORY = Pattern(_REFERENCE, '"module:name", such as "model:Net"')
 _NAME_OR_FACTORY = Pattern(rf"[a-z_][a-z0-9_]*|{_REFERENCE}", 'a name or "module:function"')
@@ -60,33 +60,6 @@ def _metrics_fault(metrics: tuple[str, ...]) -> str | None:
         if name in names:
             return f'"{name}" is recorded anyhow and no metric'
     return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """One input or target of the model."""
-
-    shape: tuple[int, ...] = key(
-        "The dimensions of one example, without the batch; `[]` for one number.", minimum=1
-    )
-    dtype: str = key("The type of its elements.", choices=("float32", "int64"))
-    name: str | None = key(
-        "The name that data sources know it by.",
-        value=None,
-        pattern=_TENSOR,
-        default="`x` and `y`; `x0`, `x1`, … and `y0`, `y1`, … where there are several",
-    )
-    maximum: int | None = key(
-        "For int64: values lie in 0 ≤ value < maximum (tokens, classes).",
-        value=None,
-        minimum=1,
-        default="unbounded; classes follow from the model's output",
-    )
-
-    def faults(self) -> Iterator[Fault]:
-        """What is wrong between the keys."""
-        if self.maximum is not None and self.dtype != "int64":
-            yield Fault(("maximum",), "only where dtype is int64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +161,7 @@ class Model:
         "The column with a weight for each example, at least 0: the loss and the metrics become "
         "weighted means.",
         value=None,
-        pattern=_TENSOR,
+        pattern=TENSOR_NAME,
         default="all examples count alike",
     )
     start: str | None = key(
@@ -219,20 +192,12 @@ class Model:
     @property
     def input_signatures(self) -> tuple[TensorSignature, ...]:
         """The inputs in order, each with its name."""
-        return _signatures("x", self.inputs or ((self.input,) if self.input else ()))
+        return signatures("x", self.inputs or ((self.input,) if self.input else ()))
 
     @property
     def target_signatures(self) -> tuple[TensorSignature, ...]:
         """The targets in order, each with its name."""
-        return _signatures("y", self.targets or ((self.target,) if self.target else ()))
-
-
-def _signatures(letter: str, tensors: tuple[Tensor, ...]) -> tuple[TensorSignature, ...]:
-    names = [letter] if len(tensors) == 1 else [f"{letter}{n}" for n in range(len(tensors))]
-    return tuple(
-        TensorSignature(one.name or name, one.shape, one.dtype, one.maximum)
-        for name, one in zip(names, tensors, strict=True)
-    )
+        return signatures("y", self.targets or ((self.target,) if self.target else ()))
 
 
 @dataclass(frozen=True, kw_only=True)

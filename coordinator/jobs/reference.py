@@ -28,17 +28,19 @@ def _tables() -> Iterator[tuple[str, type]]:
     for section, hint in get_type_hints(JobSpec).items():
         if (kind := _table_kind(hint)) is not None:
             yield f"`[{section}]`", kind
-            yield from _inner(section, kind)
+            yield from _inner(f"`[{section}]`", kind)
 
 
-def _inner(section: str, kind: Any) -> Iterator[tuple[str, type]]:
+def _inner(title: str, kind: Any) -> Iterator[tuple[str, type]]:
     """The tables within a section; keys that hold the same kind of table share one."""
     names: dict[type, list[str]] = {}
     for name, hint in get_type_hints(kind).items():
         if (inner := _table_kind(hint)) is not None:
             names.setdefault(inner, []).append(name)
     for inner, keys in names.items():
-        yield f"`[{section}]` " + ", ".join(f"`{name}`" for name in keys), inner
+        deeper = f"{title} " + ", ".join(f"`{name}`" for name in keys)
+        yield deeper, inner
+        yield from _inner(deeper, inner)
 
 
 def _table_kind(hint: Any) -> type | None:

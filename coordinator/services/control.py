@@ -154,9 +154,18 @@ class ControlService(control_pb2_grpc.ControlServicer):
         name = request.job if request.version < 0 else f"{request.job}@{request.version}"
         record = await self._world.database.read(partial(history.model, name=name))
         yield control_pb2.PullResponse(model=messages.model_message(record))
-        with self._world.blobs.open(record.weights_digest) as file:
-            while data := await self._world.work(file.read, CHUNK_BYTES):
-                yield control_pb2.PullResponse(data=data)
+        async for data in self._content(record.weights_digest):
+            yield control_pb2.PullResponse(data=data)
+
+    async def PullPlan(  # noqa: N802
+        self, request: control_pb2.PullPlanRequest, context: Context
+    ) -> AsyncIterator[control_pb2.PullPlanResponse]:
+        """Stream a member of a job's plan."""
+        digest = await self._world.database.read(
+            partial(queries.plan_member, reference=request.job, member=request.member)
+        )
+        async for data in self._content(digest):
+            yield control_pb2.PullPlanResponse(data=data)
 
     async def Follow(  # noqa: N802
         self, request: control_pb2.FollowRequest, context: Context
@@ -184,6 +193,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
             if run is None or (run.round is None and job.job.state in _FINAL):
                 return
             await run.news_after(news)
+
+    async def _content(self, digest: str) -> AsyncIterator[bytes]:
+        with self._world.blobs.open(digest) as file:
+            while data := await self._world.work(file.read, CHUNK_BYTES):
+                yield data
 
     def _attending(self) -> set[str]:
         return {one.client_id for one in self._world.attendance}

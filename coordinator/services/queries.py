@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from coordinator.services import messages
 from headwater.errors import NotFoundError
 from headwater.v1 import control_pb2
-from storage import history
+from storage import history, plans
 from storage.records import JobRecord, MetricScope, ModelRecord, RoundPurpose
 
 
@@ -88,6 +88,17 @@ def list_models(session: Session, reference: str, best: str = "") -> control_pb2
         else list(reversed(history.models(session, reference)))
     )
     return control_pb2.ListModelsResponse(models=[messages.model_message(one) for one in records])
+
+
+def plan_member(session: Session, reference: str, member: str) -> str:
+    """The digest of a member of the plan that a job runs; raises NotFoundError."""
+    record = history.job(session, reference)
+    members = plans.get(session, digest=record.plan_digest).members
+    if member not in members:
+        raise NotFoundError(
+            f"the plan of job {reference} has no member {member!r}: it has {', '.join(members)}"
+        )
+    return members[member]
 
 
 def _ranked(session: Session, reference: str, best: str) -> list[ModelRecord]:

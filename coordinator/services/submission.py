@@ -1,7 +1,8 @@
 """A job on its way in: the job file checked again, the plan verified, the first weights made."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from sqlalchemy.orm import Session
@@ -10,6 +11,7 @@ from coordinator.engine.world import World
 from coordinator.jobs.job_file import parse_job
 from coordinator.jobs.job_spec import JobSpec, metric_name
 from coordinator.services.checks import checked_digest
+from headwater.batch import TensorSignature
 from headwater.errors import ConflictError, HeadwaterError, JobFileError, PlanError
 from headwater.layout import Layout, Weights
 from headwater.manifest import Manifest
@@ -87,9 +89,10 @@ def mismatch(spec: JobSpec, manifest: Manifest) -> str:
     metrics = tuple(metric_name(metric) for metric in spec.model.metrics)
     if set(metrics) != set(manifest.metrics):
         return f"the plan measures {', '.join(manifest.metrics) or 'no metrics'}"
-    shapes = [(one.shape, one.dtype) for one in spec.model.input_signatures]
-    if shapes != [(one.shape, one.dtype) for one in manifest.inputs]:
+    if _prepared(spec.model.input_signatures) != _prepared(manifest.inputs):
         return "the plan was compiled for other inputs"
+    if _prepared(spec.model.target_signatures) != _prepared(manifest.targets):
+        return "the plan was compiled for other targets"
     if spec.train.optimizer.name != manifest.optimizer.name:
         return f"the plan's optimizer is {manifest.optimizer.name}"
     train, step = spec.train, manifest.step
@@ -104,6 +107,11 @@ def mismatch(spec: JobSpec, manifest: Manifest) -> str:
     if spec.model.weight != weight:
         return f"the plan was compiled {_with('weight', weight)}"
     return ""
+
+
+def _prepared(signatures: Sequence[TensorSignature]) -> list[TensorSignature]:
+    """The signatures without the bounds, which the compiler finds out, and without weights."""
+    return [replace(one, maximum=None) for one in signatures if not one.is_weight]
 
 
 def _with(name: str, value: float | str | None) -> str:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 CHARACTERS = 65
-"""Entries of the character table in prepare.py."""
+"""Characters in the tables of job.toml."""
 
 
 class Net(nn.Module):

@@ -4,8 +4,8 @@
 
 The Parquet file has the columns `speaker` and `text`, a speech a row. Each speaker with at least
 1,000 characters becomes `parts/<speaker>.npz`, a client's data; the last tenth of each speaker's
-sequences goes to `parts/held-out.npz`, the coordinator's. A file holds `x` and `y`, int64
-[sequences, 32]: characters by their number in the table `CHARACTERS`, and those that follow them.
+sequences goes to `parts/held-out.npz`, the coordinator's. A file holds `text`, a sequence of 33
+characters a row; the job file says how they become numbers.
 """
 
 import argparse
@@ -17,30 +17,20 @@ import numpy as np
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""The character table: a character's number is its place here. Others are read as spaces."""
-
 SEQUENCE_CHARACTERS = 32
+"""Characters to predict from; the one after each of them is in the sequence too."""
+
 MINIMUM_CHARACTERS = 1_000
 HELD_OUT = "held-out"
 HELD_OUT_SHARE = 0.1
 
-Sequences = NDArray[np.int64]
+Sequences = NDArray[np.str_]
 
 
-def encode(text: str) -> Sequences:
-    """A text as numbers."""
-    numbers = {character: number for number, character in enumerate(CHARACTERS)}
-    return np.array([numbers.get(one, numbers[" "]) for one in text], np.int64)
-
-
-def sequences(text: str) -> tuple[Sequences, Sequences]:
-    """Consecutive sequences of a text, and the same moved on by one character."""
-    codes = encode(text)
-    count = (len(codes) - 1) // SEQUENCE_CHARACTERS
-    end = count * SEQUENCE_CHARACTERS
-    shape = (count, SEQUENCE_CHARACTERS)
-    return codes[:end].reshape(shape), codes[1 : end + 1].reshape(shape)
+def sequences(text: str) -> Sequences:
+    """Consecutive sequences of a text, each with the first character of the next."""
+    starts = range(0, len(text) - SEQUENCE_CHARACTERS, SEQUENCE_CHARACTERS)
+    return np.array([text[start : start + SEQUENCE_CHARACTERS + 1] for start in starts])
 
 
 def texts_by_speaker(path: Path) -> dict[str, str]:
@@ -61,22 +51,22 @@ def file_name(speaker: str) -> str:
 def prepare(source: Path, folder: Path) -> dict[str, int]:
     """Write all files and return the number of sequences in each."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, tuple[Sequences, Sequences]] = {}
+    parts: dict[str, Sequences] = {}
     held_out = []
     for speaker, text in texts_by_speaker(source).items():
         name = file_name(speaker)
         if name in parts:
             raise SystemExit(f"two speakers would share the file {name}.npz: rename {speaker!r}")
-        x, y = sequences(text)
-        kept = len(x) - max(1, round(len(x) * HELD_OUT_SHARE))
-        parts[name] = (x[:kept], y[:kept])
-        held_out.append((x[kept:], y[kept:]))
+        found = sequences(text)
+        kept = len(found) - max(1, round(len(found) * HELD_OUT_SHARE))
+        parts[name] = found[:kept]
+        held_out.append(found[kept:])
     if not parts:
         raise SystemExit(f"{source}: no speaker has {MINIMUM_CHARACTERS:,} characters")
-    parts[HELD_OUT] = tuple(map(np.concatenate, zip(*held_out, strict=True)))  # type: ignore[assignment]
-    for name, (x, y) in parts.items():
-        np.savez_compressed(folder / f"{name}.npz", x=x, y=y)
-    return {name: len(x) for name, (x, _) in parts.items()}
+    parts[HELD_OUT] = np.concatenate(held_out)
+    for name, found in parts.items():
+        np.savez_compressed(folder / f"{name}.npz", text=found)
+    return {name: len(found) for name, found in parts.items()}
 
 
 def main() -> None:

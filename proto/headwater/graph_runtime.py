@@ -12,6 +12,7 @@ from headwater.plan import Plan
 from headwater.plan_checks import check_graph
 
 _FATAL_ONLY = 4
+_NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 
 
 class GraphRuntime:
@@ -95,6 +96,11 @@ def run_session(
     try:
         results: list[Array] = session.run(list(outputs), dict(feeds), options)
     except Exception as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            raise PlanError(
+                f"graph {member} asks for more memory than this device gives: {_reason(error)}; "
+                "use a smaller batch or a larger device"
+            ) from error
         raise PlanError(f"graph {member} failed in onnxruntime: {_reason(error)}") from error
     return results
 

@@ -5,14 +5,15 @@ no spaces, one way to write each value.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from math import isfinite, prod
 from typing import Any, TypeVar
 
 from headwater.batch import TensorSignature
 from headwater.errors import PlanError
 from headwater.layout import Layout, Role, TensorSpec
+from headwater.preparation import MAXIMUM_CHARACTERS, Image, Text
 
 T = TypeVar("T")
 
@@ -101,14 +102,14 @@ class StepSpec:
 
 
 @dataclass(frozen=True)
-class PeakMemory:
-    """An estimate of a training step's memory: `fixed + per_example * batch size` bytes."""
+class BatchCost:
+    """An estimate that grows with the batch: `fixed + per_example * batch size`."""
 
     fixed: int
     per_example: int
 
     def total(self, batch_size: int) -> int:
-        """Bytes for a batch of this size."""
+        """The amount for a batch of this size."""
         return self.fixed + self.per_example * batch_size
 
 
@@ -117,7 +118,10 @@ class Manifest:
     """Everything about a plan but the bytes of its members.
 
     `hyperparameters` holds the default of each value that a job may change without compiling again.
-    `parity` holds the figures that the compiler's gate measured.
+    `operations` counts the floating-point operations of a training step's matrix products and
+    convolutions. `parity` holds the figures that the compiler's gate measured. The author's
+    module has a `state_dict` of the plan's tensors, but for those in `transient`, and for
+    `aliases`: further keys of tied tensors, with the plan's name for them.
     """
 
     name: str
@@ -132,9 +136,12 @@ class Manifest:
     uses_seed: bool
     batch_size: int
     graphs: Mapping[str, GraphPort]
-    peak_memory_bytes: PeakMemory
+    peak_memory_bytes: BatchCost
+    operations: BatchCost
     parity: Mapping[str, float]
     members: Mapping[str, Member]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    transient: tuple[str, ...] = ()
     step: StepSpec = StepSpec()
     schema: int = SCHEMA
 
@@ -203,7 +210,6 @@ def _check_schema(fields: Any) -> None:
 
 def _manifest(fields: dict[str, Any]) -> Manifest:
     optimizer = fields["optimizer"]
-    peak = fields["peak_memory_bytes"]
     return Manifest(
         name=_name(fields["name"]),
         versions={_name(key): _name(value) for key, value in fields["versions"].items()},
@@ -221,9 +227,12 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
         uses_seed=_typed(fields["uses_seed"], bool),
         batch_size=_positive(fields["batch_size"]),
         graphs={_name(key): _port(value) for key, value in fields["graphs"].items()},
-        peak_memory_bytes=PeakMemory(_natural(peak["fixed"]), _natural(peak["per_example"])),
+        peak_memory_bytes=_cost(fields["peak_memory_bytes"]),
+        operations=_cost(fields["operations"]),
         parity=_numbers(fields["parity"]),
         members={key: _member(value) for key, value in fields["members"].items()},
+        aliases={_name(key): _name(value) for key, value in fields["aliases"].items()},
+        transient=_strings(fields["transient"]),
         step=_step(fields["step"]),
         schema=fields["schema"],
     )
@@ -246,6 +255,11 @@ def _consistent(manifest: Manifest) -> Manifest:
         raise ValueError(f"{last.name!r:.80}: weights are one float32 an example")
     if sum(spec.count for spec in manifest.tensors) > MAXIMUM_ELEMENTS:
         raise ValueError(f"the tensors have more than {MAXIMUM_ELEMENTS} elements")
+    names = {spec.name for spec in manifest.tensors}
+    if not names >= {*manifest.aliases.values(), *manifest.transient}:
+        raise ValueError("aliases or transient name a tensor that is not there")
+    if names & set(manifest.aliases):
+        raise ValueError("an alias has the name of a tensor")
     if manifest.layout.trainable_count == 0:
         raise ValueError("no tensor is trainable")
     return manifest
@@ -262,13 +276,37 @@ def _tensor(item: dict[str, Any]) -> TensorSpec:
 
 
 def _signature(item: dict[str, Any]) -> TensorSignature:
-    maximum = item["maximum"]
-    return TensorSignature(
+    signature = TensorSignature(
         _name(item["name"]),
         _shape(item["shape"]),
         _dtype(item["dtype"]),
-        None if maximum is None else _positive(maximum),
+        _optional(item["maximum"], _positive),
+        _optional(item["image"], _image),
+        _optional(item["text"], _text),
+        _strings(item["labels"]),
         _typed(item["is_weight"], bool),
+    )
+    fault = signature.fault()
+    if fault:
+        raise ValueError(f"{signature.name!r}: {fault:.200}")
+    return signature
+
+
+def _image(item: dict[str, Any]) -> Image:
+    return Image(
+        tuple(map(_number, _typed(item["mean"], list))),
+        tuple(map(_number, _typed(item["standard_deviation"], list))),
+        _optional(item["flip"], _name),
+        _natural(item["crop_padding"]),
+    )
+
+
+def _text(item: dict[str, Any]) -> Text:
+    return Text(
+        _characters(item["characters"]),
+        _optional(item["unknown"], _characters),
+        _optional(item["padding"], _characters),
+        _natural(item["skip"]),
     )
 
 
@@ -304,11 +342,28 @@ def _port(item: dict[str, Any]) -> GraphPort:
     return GraphPort(_strings(item["inputs"]), _strings(item["outputs"]))
 
 
+def _cost(item: dict[str, Any]) -> BatchCost:
+    return BatchCost(_natural(item["fixed"]), _natural(item["per_example"]))
+
+
 def _member(item: dict[str, Any]) -> Member:
     digest = _typed(item["digest"], str)
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
         raise ValueError(f"{digest[:80]!r} is not a SHA-256 digest")
     return Member(digest, _natural(item["size_bytes"]))
+
+
+def _optional(value: Any, parse: Callable[[Any], T]) -> T | None:
+    return None if value is None else parse(value)
+
+
+def _characters(value: Any) -> str:
+    """Characters of a table: printable or not, but none of half a pair."""
+    text = _typed(value, str)
+    if len(text) > MAXIMUM_CHARACTERS:
+        raise ValueError(f"{len(text)} characters are too many")
+    text.encode()
+    return text
 
 
 def _typed(value: Any, kind: type[T]) -> T:

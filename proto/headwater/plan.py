@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from headwater.batch import Array
 from headwater.errors import PlanError
@@ -29,6 +29,21 @@ MAXIMUM_MEMBER_BYTES = 8 * 2**30
 
 _MEMBER_NAME = re.compile(r"[a-z0-9][a-z0-9_]*(\.[a-z0-9_]+)+")
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+class ReadablePlan(Protocol):
+    """A plan whose members can be read, opened or just compiled."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the plan says of itself."""
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the manifest's bytes."""
+
+    def read(self, member: str) -> bytes:
+        """The bytes of one member."""
 
 
 class Plan:

@@ -11,8 +11,8 @@ import pytest
 from benchmarks.plan import MARK, missed, written
 from benchmarks.plan_step import LEAST, profile, step_milliseconds
 from benchmarks.report import Value
+from tests.document import END
 from tests.models import MODELS
-from tests.parity.tables import END
 from tests.plans import compiled, opened
 from tests.zoo import ZOO
 

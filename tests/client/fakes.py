@@ -19,12 +19,12 @@ from edge_client.state import StateDirectory
 from headwater.batch import Batch, TensorSignature
 from headwater.layout import Role, TensorSpec, Weights
 from headwater.manifest import (
+    BatchCost,
     GraphPort,
     Manifest,
     Member,
     OptimizerSpec,
     ParameterGroup,
-    PeakMemory,
 )
 from headwater.plan import Plan
 from headwater.safetensors import write_weights
@@ -98,7 +98,8 @@ def tiny_manifest(elements: int = 4, **changes: Any) -> tuple[Manifest, dict[str
         "uses_seed": False,
         "batch_size": 4,
         "graphs": {"train.onnx": GraphPort((), ())},
-        "peak_memory_bytes": PeakMemory(1000, 10),
+        "peak_memory_bytes": BatchCost(1000, 10),
+        "operations": BatchCost(0, 100),
         "parity": {},
         "members": {name: Member(sha256(data), len(data)) for name, data in members.items()},
     }

@@ -2,17 +2,19 @@
 
 import io
 import json
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge_client import cli
+from edge_client import cli, fit
 from edge_client.state import StateDirectory
 from headwater.errors import DataError, PlanError
 from headwater.layout import Layout, Weights
-from headwater.manifest import Member, PeakMemory
+from headwater.manifest import BatchCost, Member
 from headwater.plan import write_plan
 from headwater.safetensors import write_weights
 from tests.client.fake_fleet import sha256
@@ -139,7 +141,7 @@ def test_check_says_why_a_plan_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     fakes: AddingTrainer,
 ) -> None:  # fmt: skip
-    big = write_tiny(tmp_path, peak_memory_bytes=PeakMemory(2**50, 0))
+    big = write_tiny(tmp_path, peak_memory_bytes=BatchCost(2**50, 0))
     assert run(["check", str(big)], monkeypatch) == 2
     assert "MiB of memory; this device has" in capsys.readouterr().err
     plan = write_tiny(tmp_path)
@@ -159,6 +161,52 @@ def test_check_says_why_a_plan_does_not_fit(
     monkeypatch.setattr(cli, "trainer_opener", lambda *_, **__: refuse(PlanError("node Loop")))
     assert run(["check", str(plan)], monkeypatch) == 2
     assert "node Loop" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("work", "steps"), [(["--epochs", "4"], 12), (["--steps", "5"], 5)], ids=["epochs", "steps"]
+)
+def test_check_says_whether_an_assignment_is_in_time(
+    work: list[str], steps: int, plan_file: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Ten examples in batches of four, each of the timed steps taking half a second."""
+    monkeypatch.setattr(cli, "measure_fit", partial(fit.measure_fit, timer=count(0, 1.5).__next__))
+    command = ["check", str(plan_file), "--data", "ones=ones:", "--json", *work]
+    for deadline, code, in_time in ((steps / 2, 0, True), (steps / 2 - 0.1, 2, False)):
+        assert run([*command, "--deadline", str(deadline)], monkeypatch) == code
+        printed = capsys.readouterr()
+        figures = json.loads(printed.out)
+        assert (figures["fits"], figures["in_time"]) == (True, in_time)
+        assert figures["assignment_seconds"] == pytest.approx(steps / 2)
+        assert ("the deadline is" in printed.err) is not in_time
+    assert figures["peak_memory_bytes"] > 2**20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--deadline", "3"], "--deadline needs --epochs or --steps"),
+        (["--epochs", "3"], "--epochs needs --data"),
+        (["--epochs", "3", "--steps", "3"], "give one of them"),
+    ],
+)
+def test_check_needs_to_know_the_work(
+    options: list[str], message: str, plan_file: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert run(["check", str(plan_file), *options], monkeypatch) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_check_tells_programs_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    big = write_tiny(tmp_path, peak_memory_bytes=BatchCost(2**50, 0))
+    assert run(["check", str(big), "--json"], monkeypatch) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["fits"] is False
+    assert "this device has" in document["reason"]
 
 
 def test_status_of_a_stopped_client(

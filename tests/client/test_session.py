@@ -10,7 +10,7 @@ import pytest
 
 from edge_client.seeds import seed_of_epoch, seed_of_step
 from headwater.errors import ConflictError, DiskFullError, NotFoundError
-from headwater.manifest import PeakMemory
+from headwater.manifest import BatchCost
 from headwater.updates import StoredUpdate, encoding_named
 from headwater.v1 import fleet_pb2 as pb
 from tests.client.fake_fleet import FakeFleet, frame_bytes, have_it
@@ -431,7 +431,7 @@ async def test_a_bad_plan_is_declined(fleet: FakeFleet, device: Device) -> None:
 async def test_a_plan_too_big_for_the_memory_is_declined_before_its_graphs_are_fetched(
     fleet: FakeFleet, device: Device
 ) -> None:
-    job = TinyJob(fleet, peak_memory_bytes=PeakMemory(2**60, 0))
+    job = TinyJob(fleet, peak_memory_bytes=BatchCost(2**60, 0))
     await fleet.next("welcomed")
     fleet.push(assignment=job.assignment(1))
     reason = (await fleet.next("decline")).reason

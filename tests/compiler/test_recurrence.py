@@ -1,7 +1,6 @@
 """Recurrent layers as Scans in onnxruntime against torch's own kernels, forward and backward."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from coordinator.compiler.onnx_lowering import lower
-from coordinator.compiler.rewrites import PortableFunctions
 from headwater.errors import CompileError
 from tests.compiler.lowering import Function, lowered, numbered, through_onnx
 
@@ -39,7 +37,7 @@ def states_of(layer: nn.RNNBase) -> list[Tensor]:
     return [torch.randn(runs, BATCH, width) for width in widths]
 
 
-def layer_step(layer: nn.RNNBase, portable: bool, given_states: bool = True) -> Function:
+def layer_step(layer: nn.RNNBase, given_states: bool = True) -> Function:
     """Output, final states and the gradients of everything that goes in."""
     names = [name for name, _ in layer.named_parameters()]
 
@@ -55,11 +53,7 @@ def layer_step(layer: nn.RNNBase, portable: bool, given_states: bool = True) -> 
     def step(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in tensors.items()}
-            if portable:
-                with PortableFunctions(torch.tensor(0)):
-                    results = run(leaves)
-            else:
-                results = run(leaves)
+            results = run(leaves)
             weighted = [
                 (value * torch.arange(value.numel()).reshape(value.shape).cos()).sum()
                 for value in results
@@ -82,8 +76,8 @@ def tensors_of(layer: nn.RNNBase, length: int) -> dict[str, Tensor]:
 
 def assert_as_torch(layer: nn.RNNBase, length: int, given_states: bool = True) -> None:
     tensors = tensors_of(layer, length)
-    found = through_onnx(layer_step(layer, True, given_states), tensors)
-    for name, wanted in layer_step(layer, False, given_states)(tensors).items():
+    found = through_onnx(layer_step(layer, given_states), tensors)
+    for name, wanted in layer_step(layer, given_states)(tensors).items():
         np.testing.assert_allclose(found[name], wanted, 1e-4, 1e-5, err_msg=name)
 
 
@@ -109,7 +103,7 @@ def test_states_default_to_zero() -> None:
 def test_the_graph_does_not_grow_with_the_sequence(kind: str) -> None:
     def graph(length: int) -> onnx.GraphProto:
         layer = KINDS[kind](bidirectional=True)
-        step = lowered(layer_step(layer, True), tensors_of(layer, length))
+        step = lowered(layer_step(layer), tensors_of(layer, length))
         return lower(step.select(step.outputs), "test").graph
 
     short, long = graph(5), graph(50)
@@ -126,7 +120,7 @@ def test_evaluation_keeps_nothing_for_a_backward_pass() -> None:
 
     def step(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         named = zip(dict(layer.named_parameters()), list(given.values())[3:], strict=True)
-        with torch.no_grad(), PortableFunctions(torch.tensor(0)):
+        with torch.no_grad():
             return {"y": torch.func.functional_call(layer, dict(named), (given["t0"],))[0]}
 
     traced = lowered(step, tensors)
@@ -142,20 +136,18 @@ def test_a_layer_that_runs_along_the_batch_is_refused(batch_first: bool) -> None
     layer = nn.LSTM(INPUT, WIDTH, batch_first=batch_first)
 
     def step(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with PortableFunctions(torch.tensor(0)):
-            return {"y": layer(tensors["x"])[0].detach()}
+        return {"y": layer(tensors["x"])[0].detach()}
 
     shape = (BATCH, INPUT) if batch_first else (BATCH, 2, INPUT)
     with pytest.raises(CompileError, match=r"runs along the batch.* batch_first=True"):
         lowered(step, {"x": torch.randn(shape)}, ["x"])
 
 
-def packed_step(layer: nn.RNNBase, portable: bool) -> Function:
+def packed_step(layer: nn.RNNBase) -> Function:
     """The padded output and the gradient of the sequence, where lengths are an input."""
 
     def step(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        mode = PortableFunctions(torch.tensor(0)) if portable else nullcontext()
-        with torch.enable_grad(), mode:
+        with torch.enable_grad():
             features = tensors["x"].detach().requires_grad_()
             packed = pack_padded_sequence(features, tensors["lengths"], enforce_sorted=False)
             output, lengths = pad_packed_sequence(
@@ -174,8 +166,8 @@ def test_packed_sequences(kind: str, lengths: list[int]) -> None:
     torch.manual_seed(4)
     layer = KINDS[kind](bidirectional=True)
     tensors = {"x": torch.randn(4, BATCH, INPUT), "lengths": torch.tensor(lengths)}
-    found = through_onnx(packed_step(layer, True), tensors)
-    for name, wanted in packed_step(layer, False)(tensors).items():
+    found = through_onnx(packed_step(layer), tensors)
+    for name, wanted in packed_step(layer)(tensors).items():
         np.testing.assert_allclose(found[name], wanted, 1e-4, 1e-5, err_msg=name)
 
 
@@ -183,9 +175,8 @@ def test_a_padded_length_that_depends_on_data_is_refused() -> None:
     layer = KINDS["GRU"]()
 
     def step(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with PortableFunctions(torch.tensor(0)):
-            packed = pack_padded_sequence(tensors["x"], tensors["lengths"], enforce_sorted=False)
-            return {"y": pad_packed_sequence(layer(packed)[0])[0].detach()}
+        packed = pack_padded_sequence(tensors["x"], tensors["lengths"], enforce_sorted=False)
+        return {"y": pad_packed_sequence(layer(packed)[0])[0].detach()}
 
     tensors = {"x": torch.randn(4, BATCH, INPUT), "lengths": torch.tensor([4, 1, 3])}
     with pytest.raises(CompileError, match="depends on the data: pass total_length=4"):

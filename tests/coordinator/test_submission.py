@@ -47,6 +47,17 @@ def test_a_refused_submission_pins_nothing_any_more(world: World, plan: Compiled
     assert pinned(world) == set()
 
 
+def test_a_job_file_with_other_labels_than_the_plan_is_refused(
+    world: World, plan: CompiledPlan
+) -> None:
+    send(world, plan)
+    target = {"shape": [], "dtype": "int64", "labels": ["a", "b", "c"]}
+    with pytest.raises(JobFileError, match="was compiled for other targets: compile"):
+        submit(world, plan, target=target)
+    with pytest.raises(JobFileError, match="was compiled for other inputs: compile"):
+        submit(world, plan, input={"shape": [6], "dtype": "float32", "name": "points"})
+
+
 def test_a_job_file_that_cannot_be_read_ends_the_pins_too(world: World, plan: CompiledPlan) -> None:
     send(world, plan)
     with pytest.raises(JobFileError):

@@ -9,7 +9,8 @@ from headwater.layout import Role
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("example", "parameters"), [("digits", 10_026), ("cifar10", 62_006), ("shakespeare", 65_489)]
+    ("example", "parameters"),
+    [("digits", 10_026), ("cifar10", 62_006), ("shakespeare", 65_489), ("keras", 4_474)],
 )
 def test_an_example_compiles(pytestconfig: pytest.Config, example: str, parameters: int) -> None:
     folder: Path = pytestconfig.rootpath / "examples" / example

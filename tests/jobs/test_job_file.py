@@ -18,6 +18,7 @@ from coordinator.jobs.job_spec import (
 from coordinator.jobs.train_spec import Group, Optimizer, Schedule, Train
 from headwater.batch import TensorSignature
 from headwater.errors import JobFileError
+from headwater.preparation import Image, Text
 
 JOB = """\
 name = "cifar10-lenet"
@@ -174,6 +175,34 @@ def test_the_mode_of_stopping_follows_from_the_metric(job: str, metric: str, mod
     assert stop.mode == mode
 
 
+def test_what_becomes_of_stored_values_is_in_the_signatures(job: str) -> None:
+    images = TENSOR.replace(
+        "}",
+        ", image = { mean = [0, 0.5, 1], standard_deviation = [1, 2, 3], flip = "
+        '"horizontal", crop_padding = 4 } }',
+    )
+    target = 'target = { shape = [], dtype = "int64", labels = ["cat", "dog"] }'
+    spec = parse_job(
+        job.replace(TENSOR, images).replace('target = { shape = [], dtype = "int64" }', target),
+        "job.toml",
+    )
+    assert spec.model.input_signatures == (
+        TensorSignature(
+            "x", (3, 32, 32), "uint8",
+            image=Image((0.0, 0.5, 1.0), (1.0, 2.0, 3.0), "horizontal", 4),
+        ),
+    )  # fmt: skip
+    assert spec.model.target_signatures == (
+        TensorSignature("y", (), "int64", 2, labels=("cat", "dog")),
+    )
+    assert JobSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    text = 'input = { shape = [8], dtype = "int64", text = { characters = "\\nab", skip = 1 } }'
+    spec = parse_job(job.replace(TENSOR, text), "job.toml")
+    assert spec.model.input_signatures == (
+        TensorSignature("x", (8,), "int64", 3, text=Text("\nab", skip=1)),
+    )
+
+
 def _added(lines: str) -> tuple[str, str]:
     """A replacement that adds lines to `[train]`, from line 17 on."""
     return 'optimizer_state = "reset"\n', f'optimizer_state = "reset"\n{lines}\n'
@@ -249,6 +278,43 @@ NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit f
          '9: [model] input.dtype = "float16": one of "float32", "int64"'),
         ('dtype = "float32" }', 'dtype = "float32", maximum = 3 }',
          "9: [model] input.maximum = 3: only where dtype is int64"),
+        (TENSOR, TENSOR.replace("}", ", image = { mean = [0.5] } }"),
+         "9: [model] input.image: mean has 1 values for 3 channels"),
+        (TENSOR, TENSOR.replace("}", ", image = { mean = [125.0, 0, 0] } }"),
+         "9: [model] input.image.mean[0] = 125.0: at least 0 and at most 1"),
+        (TENSOR, TENSOR.replace("}", ", image = { crop_padding = 32 } }"),
+         "9: [model] input.image: crop_padding is 32; it must be less than the height and the "
+         "width (32 and 32), or a window could miss the image"),
+        (TENSOR, TENSOR.replace("}", ', image = { flip = "vertical" } }'),
+         '9: [model] input.image.flip = "vertical": one of "horizontal"'),
+        (TENSOR, TENSOR.replace("}", ", image = { size = [32, 32] } }"),
+         "9: [model] input.image.size = [32, 32]: unknown key; allowed: mean, standard_deviation, "
+         "flip, crop_padding"),
+        (TENSOR, 'input = { shape = [3072], dtype = "float32", image = {} }',
+         "9: [model] input.image: images have the shape [channels, height, width] with 1, 3 or 4 "
+         "channels, not [3072]"),
+        (TENSOR, 'input = { shape = [3, 32, 32], dtype = "int64", image = {} }',
+         "9: [model] input.image: only where dtype is float32"),
+        (TENSOR, TENSOR.replace("}", ', image = {}, labels = ["a"] }'),
+         '9: [model] input.labels = ["a"]: only one of image, text, labels is allowed'),
+        (TENSOR, TENSOR.replace("}", ', text = { characters = "ab" } }'),
+         "9: [model] input.text: only where dtype is int64"),
+        (TENSOR, 'input = { shape = [9], dtype = "int64", text = { characters = "abca" } }',
+         "9: [model] input.text: characters holds 'a' twice"),
+        (TENSOR, 'input = { shape = [9], dtype = "int64", text = { characters = "" } }',
+         '9: [model] input.text.characters = "": at least one character'),
+        (TENSOR, 'input = { shape = [9], dtype = "int64", text = { characters = "ab", '
+         'unknown = "c" } }',
+         "9: [model] input.text: unknown = 'c' is not one character of the table"),
+        (TENSOR, 'input = { shape = [9], dtype = "int64", text = { characters = "ab", '
+         'padding = "ab" } }',
+         '9: [model] input.text.padding = "ab": one character'),
+        (TENSOR, 'input = { shape = [], dtype = "int64", labels = ["a", "b", "a"] }',
+         "9: [model] input.labels = [\"a\", \"b\", \"a\"]: labels holds 'a' twice"),
+        (TENSOR, 'input = { shape = [], dtype = "int64", labels = [] }',
+         "9: [model] input.labels = []: at least one label"),
+        (TENSOR, 'input = { shape = [], dtype = "int64", maximum = 1, labels = ["a", "b"] }',
+         '9: [model] input.labels = ["a", "b"]: maximum is 1 with 2 labels'),
         (TENSOR, "",
          '5: [model]: input is missing: such as input = { shape = [3], dtype = "float32" }, or '
          "inputs with a list of them"),

@@ -1,11 +1,15 @@
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+
+from coordinator.jobs.job_file import read_job
+from headwater.batch import Batch
+from headwater.sources import open_source
 
 
 @pytest.fixture
@@ -25,7 +29,9 @@ def written(path: Path, *speeches: tuple[str, str]) -> Path:
     return path
 
 
-def test_a_file_for_each_speaker_who_says_enough(tmp_path: Path, prepare: ModuleType) -> None:
+def test_a_file_for_each_speaker_who_says_enough(
+    tmp_path: Path, prepare: ModuleType, pytestconfig: pytest.Config
+) -> None:
     source = written(
         tmp_path / "lines.parquet",
         ("KING RICHARD II", "ab, " * 200),
@@ -37,15 +43,24 @@ def test_a_file_for_each_speaker_who_says_enough(tmp_path: Path, prepare: Module
     assert counts == {"juliet": 56, "king-richard-ii": 45, "held-out": 11}
     assert {file.stem for file in (tmp_path / "parts").iterdir()} == set(counts)
 
-    table = prepare.CHARACTERS
-    assert len(table) == len(set(table)) == 65
-    king = np.load(tmp_path / "parts" / "king-richard-ii.npz")
-    assert king["x"].shape == king["y"].shape == (45, 32)
+    model = read_job(pytestconfig.rootpath / "examples" / "shakespeare" / "job.toml").model
+    (seen,), (wanted,) = model.input_signatures, model.target_signatures
+    assert seen.text is not None
+    table = seen.text.characters
+    assert wanted.text == replace(seen.text, skip=1)
+    assert len(table) == len(set(table)) == seen.maximum == 65
+
+    def read(name: str) -> Batch:
+        source = open_source(str(tmp_path / "parts" / name), [seen], [wanted])
+        return next(source.batches(1000, None))
+
+    king = read("king-richard-ii.npz")
+    assert king.inputs[0].shape == king.targets[0].shape == (45, 32)
     text = "ab, " * 200 + "\n" + "yz. " * 200
-    assert "".join(table[n] for n in king["x"].ravel()) == text[: 45 * 32]
-    assert "".join(table[n] for n in king["y"].ravel()) == text[1 : 45 * 32 + 1]
-    juliet = np.load(tmp_path / "parts" / "juliet.npz")
-    assert "".join(table[n] for n in juliet["x"][0, :4]) == "O  !"
+    assert "".join(table[n] for n in king.inputs[0].ravel()) == text[: 45 * 32]
+    assert "".join(table[n] for n in king.targets[0].ravel()) == text[1 : 45 * 32 + 1]
+    juliet = read("juliet.npz")
+    assert "".join(table[n] for n in juliet.inputs[0][0, :4]) == "O  !"
 
 
 def test_nobody_says_enough(tmp_path: Path, prepare: ModuleType) -> None:

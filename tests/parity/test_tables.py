@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.compiler.optimizers import OPTIMIZERS
+from tests.document import replaced
 from tests.models import MODELS
 from tests.parity.layers import LAYERS, REFUSED
-from tests.parity.tables import replaced, written
+from tests.parity.losses import LOSSES
+from tests.parity.tables import written
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plan.md"
 
@@ -18,7 +21,9 @@ def test_the_tables_are_up_to_date() -> None:
 
 def test_every_case_is_in_the_tables() -> None:
     text = written(DOCUMENT.read_text())
-    missing = [name for name in (*LAYERS, *REFUSED, *MODELS) if name not in text]
+    missing = [
+        name for name in (*LAYERS, *REFUSED, *LOSSES, *OPTIMIZERS, *MODELS) if name not in text
+    ]
     assert not missing
 
 

@@ -2,8 +2,11 @@
 
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from edge_client.trainers import open_trainer
 from headwater.errors import PlanError
 from headwater.evaluation import Evaluator
 from headwater.manifest import Manifest
-from headwater.plan import MANIFEST, Plan
+from headwater.plan import MANIFEST, Plan, write_plan
 from tests.plans import compiled, opened
 from tests.zoo import ZOO, batch
 
@@ -344,6 +347,88 @@ def test_a_string_for_a_loss_is_refused() -> None:
     trainer.set_weights(plan.initial_weights())
     with pytest.raises(PlanError, match="not one number"):
         trainer.evaluate_step(batch(ZOO["mlp"], 3, 0))
+
+
+def asking_for(elements: int, times: int) -> Callable[[onnx.ModelProto], None]:
+    """A step that also fills so many tensors of so many float32, all alive at once, and declares
+    nothing of it.
+    """
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([elements]), "huge"))
+        sums = ["loss"]
+        for number in range(times):
+            name = f"filled{number}"
+            graph.node.append(helper.make_node("Reshape", ["gone", "one"], [f"{name}.value"]))
+            graph.node.append(helper.make_node("Expand", [f"{name}.value", "huge"], [name]))
+            sums.append(name)
+        for node in list(graph.node):
+            node.output[:] = ["gone" if name == "loss" else name for name in node.output]
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+        graph.node.append(helper.make_node("Concat", sums[1:], ["all"], axis=0))
+        graph.node.append(helper.make_node("ReduceMax", ["all"], ["loss"], keepdims=0))
+
+    return change
+
+
+HUNGRY = """
+import resource, sys
+from edge_client.memory_limit import SPARE_BYTES, limit_memory
+from edge_client.trainers import open_trainer
+from headwater.errors import PlanError
+from headwater.plan import Plan
+from edge_client.fit import generated_batch
+
+plan = Plan.open(sys.argv[1])
+trainer = open_trainer(plan, sys.argv[2], threads=1, device="cpu")
+trainer.set_weights(plan.initial_weights())
+limit_memory(int(sys.argv[3]) - SPARE_BYTES)
+try:
+    trainer.train_step(generated_batch(plan.manifest, 3), plan.manifest.hyperparameters, 0)
+except PlanError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def hungry_onnx(elements: int, times: int) -> dict[str, bytes]:
+    return {"train.onnx": changed_onnx("train.onnx", asking_for(elements, times))}
+
+
+def hungry_torch(elements: int, times: int) -> dict[str, bytes]:
+    graph = json.loads(compiled("mlp").members["forward.aten.json"])
+    for _ in range(times):
+        graph["nodes"].append(["aten.ones.default", [[elements]], {}])
+    last = len(graph["inputs"]) + len(graph["constants"]) + len(graph["nodes"])
+    graph["outputs"] = [[n, last - 1 if n == "loss" else at] for n, at in graph["outputs"]]
+    return {"forward.aten.json": json.dumps(graph).encode()}
+
+
+@pytest.mark.parametrize(
+    ("backend", "members"),
+    [
+        ("onnxruntime", partial(hungry_onnx, 25 * 10**9, 1)),
+        ("onnxruntime", partial(hungry_onnx, 25 * 10**6, 40)),
+        ("torch", partial(hungry_torch, 25 * 10**9, 1)),
+    ],
+    ids=["100 GB in onnxruntime", "4 GB piece by piece", "100 GB in torch"],
+)
+def test_a_graph_that_asks_for_too_much_memory_is_refused(
+    backend: str, members: Callable[[], dict[str, bytes]], tmp_path: Path
+) -> None:
+    """It declares little and takes what it can: a client that has a limit refuses and lives on."""
+    plan, limit = plan_with(members()), 2**30
+    read = {name: plan.read(name) for name in plan.manifest.members}
+    write_plan(tmp_path / "hungry.plan", plan.manifest, read)
+    done = subprocess.run(
+        [sys.executable, "-c", HUNGRY, str(tmp_path / "hungry.plan"), backend, str(limit)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    message, peak = done.stdout.strip().splitlines()
+    assert "memory" in message
+    assert int(peak) < 2 * limit
 
 
 @pytest.fixture(scope="module")

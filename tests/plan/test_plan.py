@@ -1,7 +1,7 @@
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +120,59 @@ def test_wrong_fields_are_refused(plan_file: Path, fields: dict[str, object]) ->
         Manifest.from_bytes(manifest_with(plan_file, **fields))
 
 
+IMAGE = {"mean": [0.5] * 3, "standard_deviation": [], "flip": "horizontal", "crop_padding": 1}
+TEXT = {"characters": "ab\n", "unknown": "a", "padding": None, "skip": 0}
+
+
+def prepared(**changed: object) -> dict[str, object]:
+    """A signature of the manifest, as JSON."""
+    plain = {"name": "x", "shape": [3, 4, 4], "dtype": "uint8", "maximum": None}
+    return {**plain, "image": None, "text": None, "labels": [], "is_weight": False, **changed}
+
+
+def test_preparation_is_read_back_as_it_was_written(plan_file: Path) -> None:
+    letters = {"shape": [4], "dtype": "int64", "maximum": 3}
+    inputs = [
+        prepared(image=IMAGE),
+        prepared(text=TEXT, **letters),
+        prepared(labels=["Ä", "b", "c"], **letters),
+    ]
+    written = manifest_with(plan_file, inputs=inputs)
+    manifest = Manifest.from_bytes(written)
+    assert json.loads(json.dumps([asdict(one) for one in manifest.inputs])) == inputs
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        prepared(image={**IMAGE, "mean": [0.5]}),
+        prepared(image={**IMAGE, "mean": [float("inf")] * 3}),
+        prepared(image={**IMAGE, "mean": "0.5"}),
+        prepared(image={**IMAGE, "standard_deviation": [1.0, 0.0, 1.0]}),
+        prepared(image={**IMAGE, "crop_padding": 4}),
+        prepared(image={**IMAGE, "crop_padding": -1}),
+        prepared(image={**IMAGE, "flip": "sideways"}),
+        prepared(image=[]),
+        prepared(image=IMAGE, dtype="float32"),
+        prepared(image=IMAGE, labels=["a"]),
+        prepared(shape=[4], dtype="int64", text={**TEXT, "characters": "aa"}),
+        prepared(shape=[4], dtype="int64", text={**TEXT, "characters": "a\ud800"}),
+        prepared(shape=[4], dtype="int64", text={**TEXT, "characters": ["a", "b", "\n"]}),
+        prepared(shape=[4], dtype="int64", text={**TEXT, "padding": "z"}),
+        prepared(shape=[4], dtype="int64", text={**TEXT, "skip": -1}),
+        prepared(shape=[4, 4], dtype="int64", text=TEXT),
+        prepared(shape=[], dtype="int64", labels=["a", "a"]),
+        prepared(shape=[], dtype="int64", labels=["a\x1b[2J"]),
+        prepared(shape=[], dtype="int64", labels="ab"),
+        prepared(shape=[], dtype="int64", labels=["a", "b"], maximum=1),
+    ],
+)
+def test_wrong_preparation_is_refused(plan_file: Path, signature: dict[str, object]) -> None:
+    with pytest.raises(PlanError, match="missing or wrong field"):
+        Manifest.from_bytes(manifest_with(plan_file, inputs=[signature]))
+
+
 def test_a_damaged_member_is_refused(plan_file: Path) -> None:
     good = compiled("mlp").members["train.onnx"]
     flipped = good[:100] + bytes([good[100] ^ 1]) + good[101:]
@@ -186,7 +239,7 @@ def test_sizes_beyond_the_limit_are_refused(plan_file: Path) -> None:
 
 
 def test_an_unknown_member_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"has no member 'other.onnx'; it has: apply.onnx"):
+    with pytest.raises(PlanError, match=r"has no member 'other.onnx'; it has: apply.aten.json"):
         opened(compiled("mlp")).read("other.onnx")
 
 

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
+import torch
+from click.testing import CliRunner
 from safetensors.numpy import load_file
+from torch import nn
 
+from coordinator.cli.models import models
 from coordinator.compiler.compile import CompiledPlan
 from tests.postgresql import PostgresqlServer
 from tests.system.fleet import Fleet, fleets
@@ -134,6 +140,41 @@ def test_a_pulled_model_is_read_by_the_safetensors_library(done: Done, tmp_path:
     )  # fmt: skip
     assert latest.code == 0
     assert (tmp_path / f"{done.job}-4.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_a_pulled_model_predicts_in_stock_onnxruntime_as_in_torch(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole job: `models pull` in the other formats, and no file where it cannot."""
+    pulled = done.fleet.cli(
+        "models", "pull", f"{done.job}@4", "--format", "onnx", "-o", str(tmp_path / "tiny.onnx")
+    )
+    assert "tiny.onnx: version 4" in pulled.out
+    points = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(tmp_path / "tiny.onnx"))
+    (scores,) = session.run(["output"], {"x": points})
+    origin = session.get_modelmeta().custom_metadata_map
+    assert (origin["headwater.job"], origin["headwater.version"]) == (done.job, "4")
+    # In this process, where torch is loaded already.
+    monkeypatch.chdir(tmp_path)
+    arguments = ["pull", done.job, "--format", "torch", "--coordinator", done.fleet.address]
+    assert CliRunner().invoke(models, arguments).output.startswith("tiny-4.pt: version 4")
+    net = nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 3)).eval()
+    net.load_state_dict(torch.load(tmp_path / f"{done.job}-4.pt", weights_only=True))
+    np.testing.assert_allclose(
+        scores, net(torch.from_numpy(points)).detach().numpy(), rtol=1e-5, atol=1e-6
+    )
+    for version, words in (("9", "tiny@4"), ("-1", "write JOB,"), ("4.0", "write JOB,")):
+        failed = done.fleet.cli(
+            "models", "pull", f"{done.job}@{version}", "--format", "onnx",
+            "-o", str(tmp_path / "no.onnx"), code=2,
+        )  # fmt: skip
+        assert words in failed.err
+    nowhere = done.fleet.cli(
+        "models", "pull", done.job, "-o", str(tmp_path / "none" / "a.onnx"), code=2
+    )
+    assert "No such file or directory" in nowhere.err
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.onnx", f"{done.job}-4.pt"}
 
 
 def test_names_that_do_not_exist(done: Done) -> None:

@@ -27,6 +27,7 @@ def trained(plan: Plan, name: str, **options: Any) -> tuple[list[float], np.ndar
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")),
     reason="torch.compile needs a C++ compiler, and this machine has none",

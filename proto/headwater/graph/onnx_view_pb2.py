@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadwater/graph/onnx_view.proto\x12\x0fheadwater.graph\"\xea\x01\n\tModelView\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12)\n\x05graph\x18\x07 \x01(\x0b\x32\x1a.headwater.graph.GraphView\x12\x36\n\x0copset_import\x18\x08 \x03(\x0b\x32 .headwater.graph.OperatorSetView\x12\x34\n\rtraining_info\x18\x14 \x03(\x0b\x32\x1d.headwater.graph.TrainingView\x12\x30\n\tfunctions\x18\x19 \x03(\x0b\x32\x1d.headwater.graph.FunctionView\"2\n\x0fOperatorSetView\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xfc\x01\n\tGraphView\x12\'\n\x04node\x18\x01 \x03(\x0b\x32\x19.headwater.graph.NodeView\x12\x30\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1b.headwater.graph.TensorView\x12)\n\x05input\x18\x0b \x03(\x0b\x32\x1a.headwater.graph.ValueView\x12*\n\x06output\x18\x0c \x03(\x0b\x32\x1a.headwater.graph.ValueView\x12=\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32!.headwater.graph.SparseTensorView\"}\n\x08NodeView\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x31\n\tattribute\x18\x05 \x03(\x0b\x32\x1e.headwater.graph.AttributeView\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\xc6\x02\n\rAttributeView\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01i\x18\x03 \x01(\x03\x12&\n\x01t\x18\x05 \x01(\x0b\x32\x1b.headwater.graph.TensorView\x12%\n\x01g\x18\x06 \x01(\x0b\x32\x1a.headwater.graph.GraphView\x12,\n\x07tensors\x18\n \x03(\x0b\x32\x1b.headwater.graph.TensorView\x12*\n\x06graphs\x18\x0b \x03(\x0b\x32\x1a.headwater.graph.GraphView\x12\x38\n\rsparse_tensor\x18\x16 \x01(\x0b\x32!.headwater.graph.SparseTensorView\x12\x39\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32!.headwater.graph.SparseTensorView\"\x84\x01\n\nTensorView\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x31\n\rexternal_data\x18\r \x03(\x0b\x32\x1a.headwater.graph.EntryView\x12\x15\n\rdata_location\x18\x0e \x01(\x05\" \n\x10SparseTensorView\x12\x0c\n\x04\x64ims\x18\x03 \x03(\x03\"B\n\x0cTrainingView\x12\x32\n\x0einitialization\x18\x01 \x01(\x0b\x32\x1a.headwater.graph.GraphView\"\'\n\tEntryView\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x19\n\tValueView\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1c\n\x0c\x46unctionView\x12\x0c\n\x04name\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadwater/graph/onnx_view.proto\x12\x0fheadwater.graph\"\x9e\x02\n\tModelView\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12)\n\x05graph\x18\x07 \x01(\x0b\x32\x1a.headwater.graph.GraphView\x12\x36\n\x0copset_import\x18\x08 \x03(\x0b\x32 .headwater.graph.OperatorSetView\x12\x32\n\x0emetadata_props\x18\x0e \x03(\x0b\x32\x1a.headwater.graph.EntryView\x12\x34\n\rtraining_info\x18\x14 \x03(\x0b\x32\x1d.headwater.graph.TrainingView\x12\x30\n\tfunctions\x18\x19 \x03(\x0b\x32\x1d.headwater.graph.FunctionView\"2\n\x0fOperatorSetView\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xfc\x01\n\tGraphView\x12\'\n\x04node\x18\x01 \x03(\x0b\x32\x19.headwater.graph.NodeView\x12\x30\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1b.headwater.graph.TensorView\x12)\n\x05input\x18\x0b \x03(\x0b\x32\x1a.headwater.graph.ValueView\x12*\n\x06output\x18\x0c \x03(\x0b\x32\x1a.headwater.graph.ValueView\x12=\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32!.headwater.graph.SparseTensorView\"}\n\x08NodeView\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x31\n\tattribute\x18\x05 \x03(\x0b\x32\x1e.headwater.graph.AttributeView\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\xc6\x02\n\rAttributeView\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01i\x18\x03 \x01(\x03\x12&\n\x01t\x18\x05 \x01(\x0b\x32\x1b.headwater.graph.TensorView\x12%\n\x01g\x18\x06 \x01(\x0b\x32\x1a.headwater.graph.GraphView\x12,\n\x07tensors\x18\n \x03(\x0b\x32\x1b.headwater.graph.TensorView\x12*\n\x06graphs\x18\x0b \x03(\x0b\x32\x1a.headwater.graph.GraphView\x12\x38\n\rsparse_tensor\x18\x16 \x01(\x0b\x32!.headwater.graph.SparseTensorView\x12\x39\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32!.headwater.graph.SparseTensorView\"\x97\x01\n\nTensorView\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x31\n\rexternal_data\x18\r \x03(\x0b\x32\x1a.headwater.graph.EntryView\x12\x15\n\rdata_location\x18\x0e \x01(\x05\" \n\x10SparseTensorView\x12\x0c\n\x04\x64ims\x18\x03 \x03(\x03\"B\n\x0cTrainingView\x12\x32\n\x0einitialization\x18\x01 \x01(\x0b\x32\x1a.headwater.graph.GraphView\"\'\n\tEntryView\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x19\n\tValueView\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1c\n\x0c\x46unctionView\x12\x0c\n\x04name\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,25 +32,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headwater.graph.onnx_view_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELVIEW']._serialized_start=53
-  _globals['_MODELVIEW']._serialized_end=287
-  _globals['_OPERATORSETVIEW']._serialized_start=289
-  _globals['_OPERATORSETVIEW']._serialized_end=339
-  _globals['_GRAPHVIEW']._serialized_start=342
-  _globals['_GRAPHVIEW']._serialized_end=594
-  _globals['_NODEVIEW']._serialized_start=596
-  _globals['_NODEVIEW']._serialized_end=721
-  _globals['_ATTRIBUTEVIEW']._serialized_start=724
-  _globals['_ATTRIBUTEVIEW']._serialized_end=1050
-  _globals['_TENSORVIEW']._serialized_start=1053
-  _globals['_TENSORVIEW']._serialized_end=1185
-  _globals['_SPARSETENSORVIEW']._serialized_start=1187
-  _globals['_SPARSETENSORVIEW']._serialized_end=1219
-  _globals['_TRAININGVIEW']._serialized_start=1221
-  _globals['_TRAININGVIEW']._serialized_end=1287
-  _globals['_ENTRYVIEW']._serialized_start=1289
-  _globals['_ENTRYVIEW']._serialized_end=1328
-  _globals['_VALUEVIEW']._serialized_start=1330
-  _globals['_VALUEVIEW']._serialized_end=1355
-  _globals['_FUNCTIONVIEW']._serialized_start=1357
-  _globals['_FUNCTIONVIEW']._serialized_end=1385
+  _globals['_MODELVIEW']._serialized_end=339
+  _globals['_OPERATORSETVIEW']._serialized_start=341
+  _globals['_OPERATORSETVIEW']._serialized_end=391
+  _globals['_GRAPHVIEW']._serialized_start=394
+  _globals['_GRAPHVIEW']._serialized_end=646
+  _globals['_NODEVIEW']._serialized_start=648
+  _globals['_NODEVIEW']._serialized_end=773
+  _globals['_ATTRIBUTEVIEW']._serialized_start=776
+  _globals['_ATTRIBUTEVIEW']._serialized_end=1102
+  _globals['_TENSORVIEW']._serialized_start=1105
+  _globals['_TENSORVIEW']._serialized_end=1256
+  _globals['_SPARSETENSORVIEW']._serialized_start=1258
+  _globals['_SPARSETENSORVIEW']._serialized_end=1290
+  _globals['_TRAININGVIEW']._serialized_start=1292
+  _globals['_TRAININGVIEW']._serialized_end=1358
+  _globals['_ENTRYVIEW']._serialized_start=1360
+  _globals['_ENTRYVIEW']._serialized_end=1399
+  _globals['_VALUEVIEW']._serialized_start=1401
+  _globals['_VALUEVIEW']._serialized_end=1426
+  _globals['_FUNCTIONVIEW']._serialized_start=1428
+  _globals['_FUNCTIONVIEW']._serialized_end=1456
 # @@protoc_insertion_point(module_scope)

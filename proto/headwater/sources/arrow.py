@@ -1,4 +1,4 @@
-"""Arrow columns as NumPy arrays: numbers, and lists of one length nested to any depth."""
+"""Arrow columns as NumPy arrays: numbers, lists of one length nested to any depth, and texts."""
 
 from typing import Any
 
@@ -22,11 +22,13 @@ def is_image(arrow_type: Any) -> bool:
     return bool(types.is_binary(arrow_type) or types.is_large_binary(arrow_type))
 
 
-def column_values(array: Any, column: str, origin: Origin, stride: int = 1) -> NDArray[Any]:
-    """The values as [rows, …]; `stride` values belong to one row of the file.
+def column_values(
+    array: Any, column: str, origin: Origin, *, texts: bool = False, stride: int = 1
+) -> NDArray[Any]:
+    """The values as [rows, …], texts too where `texts` is set; `stride` values belong to one row.
 
     Raises:
-        DataError: a value is missing, lists differ in length, or the type holds no numbers.
+        DataError: a value is missing, lists differ in length, or the type is not one of these.
     """
     types = _types()
     if hasattr(array, "storage"):
@@ -46,11 +48,14 @@ def column_values(array: Any, column: str, origin: Origin, stride: int = 1) -> N
         return np.asarray(array.to_numpy(zero_copy_only=False))
     elif types.is_boolean(array.type):
         return np.asarray(array.to_numpy(zero_copy_only=False), np.bool_)
+    elif texts and (types.is_string(array.type) or types.is_large_string(array.type)):
+        return np.asarray(array.to_numpy(zero_copy_only=False), np.object_)
     else:
         raise DataError(
             f"{origin.path}: column {column!r} holds {array.type} values, which are no numbers"
         )
-    inner = column_values(array.flatten(), column, origin, stride * max(1, length))
+    deeper = stride * max(1, length)
+    inner = column_values(array.flatten(), column, origin, texts=texts, stride=deeper)
     return inner.reshape(len(array), length, *inner.shape[1:])
 
 

@@ -1,15 +1,18 @@
 """Which stored columns fill which tensors of the model: a pure choice by name."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
 from headwater.batch import TensorSignature
-from headwater.errors import DataError
+from headwater.errors import DataError, UsageError
 from headwater.sources.binding import Binding, names_option, positive_option
 from headwater.sources.fields import Field, Fields
 
 INPUT_NAMES = ("x", "input", "inputs", "features", "image", "images", "img", "pixels", "text")
 TARGET_NAMES = ("y", "target", "targets", "label", "labels")
+TEXT_NAME = "text"
+"""Also for a target that is a text: the column that the input takes, moved on by a character."""
 
 COLUMN_OPTIONS = ("input", "target", "scale")
 
@@ -39,6 +42,7 @@ def choose_columns(
     usual = INPUT_NAMES if option == "input" else TARGET_NAMES
     chosen = []
     for signature in signatures:
+        usual = (*usual, TEXT_NAME) if signature.text and option == "target" else usual
         candidates = (signature.name, *(usual if len(signatures) == 1 else ()))
         found = next((name for name in candidates if name in available), None)
         if found is None:
@@ -80,6 +84,22 @@ def _requested(
     )
 
 
+def scale_option(binding: Binding, inputs: Sequence[TensorSignature]) -> Fraction | None:
+    """The option `scale`, or None where it is absent.
+
+    Raises:
+        UsageError: it is no positive number, or the plan scales the images itself.
+    """
+    scale = positive_option(binding, "scale")
+    image = next((one.name for one in inputs if one.image is not None), None)
+    if scale is not None and image is not None:
+        raise UsageError(
+            f"{binding.text}: option scale: the plan itself scales the images of {image!r}; leave "
+            "the option out"
+        )
+    return scale
+
+
 def listed(available: Sequence[str]) -> str:
     """The columns that there are, for a message."""
     shown = ", ".join(repr(name) for name in available[:20])
@@ -109,7 +129,7 @@ def choose_fields(
         taken = {name for columns in target_columns for name in columns}
         requested = tuple(name for name in available if name not in taken)
     input_columns = choose_columns(path, available, requested, inputs, "input")
-    scale = positive_option(binding, "scale")
+    scale = scale_option(binding, inputs)
     return Fields(
         tuple(
             Field(signature, columns, scale)

@@ -1,4 +1,4 @@
-"""CSV with a header line: numbers only, read into memory.
+"""CSV with a header line: numbers, and texts where the plan takes them, read into memory.
 
 The target is a column by name; every other column is a feature, in the file's order. Row 0 is the
 first line after the header.
@@ -79,22 +79,29 @@ def _checked(path: str, reader: Iterator[list[str]], width: int) -> Iterator[lis
         row += 1
 
 
-def read_columns(path: str, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Some columns as float64 arrays.
+def read_columns(
+    path: str, numbers: Sequence[str], texts: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Some columns as float64 arrays and some as they stand.
 
     Raises:
         DataError: a cell is no number; names column and row.
     """
     with csv_rows(path) as (header, rows):
-        places = [header.index(name) for name in columns]
+        places = [header.index(name) for name in numbers]
+        text_places = [header.index(name) for name in texts]
         blocks = []
+        columns: list[list[str]] = [[] for _ in texts]
         first_row = 0
         while block := list(islice(rows, _BLOCK_ROWS)):
             cells = [[row[place] for place in places] for row in block]
-            blocks.append(_numbers(path, columns, cells, first_row))
+            blocks.append(_numbers(path, numbers, cells, first_row))
+            for column, place in zip(columns, text_places, strict=True):
+                column.extend(row[place] for row in block)
             first_row += len(block)
-    table = np.concatenate(blocks) if blocks else np.empty((0, len(columns)))
-    return {name: table[:, index] for index, name in enumerate(columns)}
+    table = np.concatenate(blocks) if blocks else np.empty((0, len(numbers)))
+    found: dict[str, NDArray[Any]] = {name: table[:, at] for at, name in enumerate(numbers)}
+    return found | {n: np.array(c, np.object_) for n, c in zip(texts, columns, strict=True)}
 
 
 def _numbers(
@@ -118,4 +125,6 @@ def open_csv_source(
     check_options(binding, OPTIONS)
     with csv_rows(binding.path) as (header, _):
         fields = choose_fields(binding, header, inputs, targets, rest_are_features=True)
-    return array_source(binding.path, fields, read_columns(binding.path, fields.columns))
+    texts = {name for field in fields.every if field.takes_text for name in field.columns}
+    numbers = [name for name in fields.columns if name not in texts]
+    return array_source(binding.path, fields, read_columns(binding.path, numbers, sorted(texts)))

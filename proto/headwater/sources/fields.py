@@ -12,12 +12,15 @@ scaled. The rules:
 - Scale: uint8 values for a float input of two or more dimensions are pixels, divided by 255. The
   option `scale=` replaces this and multiplies any float input.
 - Integers lie in `0 <= value < maximum` where the signature has a maximum.
+- Texts become numbers where the signature has a table of characters or names of classes
+  (`headwater.sources.text`). Images of which the plan says how they become numbers stay bytes.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,8 +28,9 @@ from numpy.typing import NDArray
 
 from headwater.batch import Array, Batch, TensorSignature, batch_of
 from headwater.errors import DataError
+from headwater.preparation import CHANNELS
+from headwater.sources.text import character_numbers, class_numbers, is_text
 
-CHANNELS = (1, 3, 4)
 PIXEL_SCALE = Fraction(1, 255)
 
 Chunk = tuple[Array, ...]
@@ -86,6 +90,15 @@ class Field:
         """Whether the model takes floating numbers here."""
         return np.dtype(self.signature.dtype).kind == "f"
 
+    @property
+    def takes_text(self) -> bool:
+        """Whether stored texts become numbers here."""
+        return self.signature.text is not None or bool(self.signature.labels)
+
+    @cached_property
+    def _labels(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.signature.labels)}
+
     def compact(self, values: NDArray[Any], origin: Origin) -> Array:
         """Check values of shape [examples, …] and bring them to [examples, *signature.shape].
 
@@ -93,6 +106,8 @@ class Field:
             DataError: the shape, type or a value does not fit; names file, column and row.
         """
         wanted = self.signature.shape
+        if self.takes_text and is_text(values):
+            values = self._numbers(values, origin)
         rule = shape_rule(values.shape[1:], wanted)
         if rule == "refuse":
             raise DataError(
@@ -119,8 +134,27 @@ class Field:
             finished /= finished.dtype.type(scale.denominator)
         return finished
 
+    def _numbers(self, texts: NDArray[Any], origin: Origin) -> Array:
+        def fail(position: int, problem: str) -> DataError:
+            return origin.error(self.label, position, problem)
+
+        if self.signature.text is None:
+            return class_numbers(self._labels, texts, fail)
+        if texts.ndim != 1:
+            raise DataError(
+                f"{origin.path}: column {self.label!r} holds {list(texts.shape[1:])} texts for "
+                "each example; one is wanted"
+            )
+        return character_numbers(self.signature.text, self.signature.shape[0], texts, fail)
+
     def _converted(self, values: NDArray[Any], origin: Origin) -> Array:
         kind = values.dtype.kind
+        if self.signature.image is not None and kind not in "iu":
+            raise DataError(
+                f"{origin.path}: column {self.label!r} holds {values.dtype} values, "
+                f"{self.signature.name!r} of the model takes images of bytes from 0 to 255, which "
+                "the plan scales itself: store uint8"
+            )
         if kind not in "biuf":
             raise DataError(
                 f"{origin.path}: column {self.label!r} holds {values.dtype} values, "

@@ -1,8 +1,9 @@
 """A folder of images with one folder for each class.
 
-Labels: the names themselves where all are whole numbers, otherwise the position of the name in the
-option `classes=`, or in sorted order. A client rarely has every class, and sorted positions would
-then differ between clients; so without `classes` the folder must have as many classes as the model.
+Labels: the names' places in the plan's labels or in the option `classes=`; without these the names
+themselves where all are whole numbers, otherwise their places in sorted order. A client rarely has
+every class, and sorted positions would then differ between clients; so then the folder must have as
+many classes as the model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +20,12 @@ from headwater.sources.binding import (
     flag_option,
     memory_bytes,
     names_option,
-    positive_option,
 )
+from headwater.sources.columns import scale_option
 from headwater.sources.fields import Chunk, Field, Fields, Origin, refuse_empty
 from headwater.sources.images import ImageDecoder
 from headwater.sources.order import ArraySource, check_batch_size, example_order
+from headwater.sources.text import label_number
 
 OPTIONS = ("classes", "memory_mib", "resize", "scale")
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -36,13 +38,16 @@ def class_folders(path: str) -> tuple[Path, ...]:
 
 
 def class_labels(
-    path: str, names: Sequence[str], classes: Sequence[str] | None, maximum: int | None
+    path: str, names: Sequence[str], classes: Sequence[str] | None, target: TensorSignature
 ) -> dict[str, int]:
     """The label of each class folder by the rule above.
 
     Raises:
-        DataError: a folder is not among `classes`, or the labels cannot be told.
+        DataError: a folder is not among the labels or `classes`, or the labels cannot be told.
     """
+    maximum = target.maximum
+    if classes is None and target.labels:
+        return _declared(path, names, target.labels)
     if classes is not None:
         for name in names:
             if name not in classes:
@@ -58,6 +63,18 @@ def class_labels(
             " classes: give all of them in the model's order with ?classes=FIRST,SECOND,…"
         )
     return {name: index for index, name in enumerate(sorted(names))}
+
+
+def _declared(path: str, names: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
+    known = {name: number for number, name in enumerate(labels)}
+    numbers = {name: label_number(known, name) for name in names}
+    strange = [name for name, number in numbers.items() if number is None]
+    if strange:
+        raise DataError(
+            f"{path}: class folder {strange[0]!r} is not one of the plan's labels "
+            f"({', '.join(labels[:10])}{', …' if len(labels) > 10 else ''})"
+        )
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 class FolderSource:
@@ -130,7 +147,7 @@ def open_folder_source(
         )
     folders = class_folders(path)
     names = [folder.name for folder in folders]
-    labels = class_labels(path, names, names_option(binding, "classes"), targets[0].maximum)
+    labels = class_labels(path, names, names_option(binding, "classes"), targets[0])
     pairs = [
         (file, labels[folder.name])
         for folder in folders
@@ -141,7 +158,8 @@ def open_folder_source(
     decoder = ImageDecoder(inputs[0], resize=flag_option(binding, "resize"))
     read_image(pairs[0][0], decoder)
     target = Field(targets[0], ("label",))
+    scale = scale_option(binding, inputs)
     numbers = target.compact(np.array([label for _, label in pairs], np.int64), Origin(path))
-    fields = Fields((Field(inputs[0], ("image",), positive_option(binding, "scale")),), (target,))
+    fields = Fields((Field(inputs[0], ("image",), scale),), (target,))
     files = [file for file, _ in pairs]
     return FolderSource(path, files, numbers, fields, decoder, memory_bytes(binding))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from headwater.batch import TensorSignature
 from headwater.errors import DataError, require
-from headwater.sources.fields import CHANNELS
+from headwater.preparation import CHANNELS
 
 Pixels = NDArray[np.uint8]
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -53,7 +53,8 @@ class ImageDecoder:
     """Decodes images to a signature's shape, in uint8.
 
     The image is converted to the signature's number of channels (grey, RGB, RGBA). Another size is
-    refused unless `resize` is set, which then resizes with bilinear interpolation.
+    refused unless the plan prepares images, or `resize` is set: then it is resized with bilinear
+    interpolation.
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -63,7 +64,7 @@ class ImageDecoder:
         self.shape = signature.shape
         self._image = require("PIL.Image", extra="images", purpose="decode images")
         self._wanted = image_shape(signature)
-        self._resize = resize
+        self._resize = resize or signature.image is not None
 
     def decode(self, encoded: bytes, fail: Callable[[str], DataError]) -> Pixels:
         """One image as an array of the signature's shape.

@@ -139,7 +139,10 @@ class ParquetReader:
         name = field.columns[0]
         if field in self._decoders:
             return decoded(piece.column(name), name, self._decoders[field], origin)
-        parts = [column_values(piece.column(column), column, origin) for column in field.columns]
+        parts = [
+            column_values(piece.column(column), column, origin, texts=field.takes_text)
+            for column in field.columns
+        ]
         if len(parts) == 1:
             return field.compact(parts[0], origin)
         for column, part in zip(field.columns, parts, strict=True):

@@ -95,6 +95,11 @@ class ControlStub:
                 request_serializer=headwater_dot_v1_dot_control__pb2.PullRequest.SerializeToString,
                 response_deserializer=headwater_dot_v1_dot_control__pb2.PullResponse.FromString,
                 _registered_method=True)
+        self.PullPlan = channel.unary_stream(
+                '/headwater.v1.Control/PullPlan',
+                request_serializer=headwater_dot_v1_dot_control__pb2.PullPlanRequest.SerializeToString,
+                response_deserializer=headwater_dot_v1_dot_control__pb2.PullPlanResponse.FromString,
+                _registered_method=True)
         self.Follow = channel.unary_stream(
                 '/headwater.v1.Control/Follow',
                 request_serializer=headwater_dot_v1_dot_control__pb2.FollowRequest.SerializeToString,
@@ -190,6 +195,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullPlan(self, request, context):
+        """A member of the plan that a job runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Follow(self, request, context):
         """A job's rounds as they end, and its end.
         """
@@ -259,6 +271,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=headwater_dot_v1_dot_control__pb2.PullRequest.FromString,
                     response_serializer=headwater_dot_v1_dot_control__pb2.PullResponse.SerializeToString,
+            ),
+            'PullPlan': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullPlan,
+                    request_deserializer=headwater_dot_v1_dot_control__pb2.PullPlanRequest.FromString,
+                    response_serializer=headwater_dot_v1_dot_control__pb2.PullPlanResponse.SerializeToString,
             ),
             'Follow': grpc.unary_stream_rpc_method_handler(
                     servicer.Follow,
@@ -591,6 +608,33 @@ class Control:
             '/headwater.v1.Control/Pull',
             headwater_dot_v1_dot_control__pb2.PullRequest.SerializeToString,
             headwater_dot_v1_dot_control__pb2.PullResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/headwater.v1.Control/PullPlan',
+            headwater_dot_v1_dot_control__pb2.PullPlanRequest.SerializeToString,
+            headwater_dot_v1_dot_control__pb2.PullPlanResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,8 @@ class ControlStub:
     """A job's model versions."""
     Pull: _grpc.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.PullResponse]
     """The weights of a model version, as a safetensors file."""
+    PullPlan: _grpc.UnaryStreamMultiCallable[_control_pb2.PullPlanRequest, _control_pb2.PullPlanResponse]
+    """A member of the plan that a job runs."""
     Follow: _grpc.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowResponse]
     """A job's rounds as they end, and its end."""
 
@@ -97,6 +99,8 @@ class ControlAsyncStub(ControlStub):
     """A job's model versions."""
     Pull: _aio.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.PullResponse]  # type: ignore[assignment]
     """The weights of a model version, as a safetensors file."""
+    PullPlan: _aio.UnaryStreamMultiCallable[_control_pb2.PullPlanRequest, _control_pb2.PullPlanResponse]  # type: ignore[assignment]
+    """A member of the plan that a job runs."""
     Follow: _aio.UnaryStreamMultiCallable[_control_pb2.FollowRequest, _control_pb2.FollowResponse]  # type: ignore[assignment]
     """A job's rounds as they end, and its end."""
 
@@ -198,6 +202,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.PullResponse], _abc.AsyncIterator[_control_pb2.PullResponse]]:
         """The weights of a model version, as a safetensors file."""
+
+    @_abc_1.abstractmethod
+    def PullPlan(
+        self,
+        request: _control_pb2.PullPlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.PullPlanResponse], _abc.AsyncIterator[_control_pb2.PullPlanResponse]]:
+        """A member of the plan that a job runs."""
 
     @_abc_1.abstractmethod
     def Follow(
