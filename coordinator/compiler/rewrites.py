@@ -23,6 +23,7 @@ from coordinator.compiler import margin_losses, portable, resampling
 from coordinator.compiler.attention import attention
 from coordinator.compiler.layer_forms import (
     batch_norm_forward,
+    fractional_max_pool,
     local_response_norm,
     same_convolution,
 )
@@ -34,6 +35,8 @@ _ATTENTION = F.scaled_dot_product_attention
 _SPELLED_OUT: dict[Any, Callable[..., Any]] = {
     **resampling.FUNCTIONS, **portable.FUNCTIONS, **margin_losses.FUNCTIONS, F.pad: padded,
     F.local_response_norm: local_response_norm,
+    F.fractional_max_pool2d_with_indices: fractional_max_pool,
+    F.fractional_max_pool3d_with_indices: fractional_max_pool,
     **{one: partial(same_convolution, one, padded) for one in (F.conv1d, F.conv2d, F.conv3d)},
 }  # fmt: skip
 """Functions that draw nothing, in other functions."""
@@ -133,9 +136,8 @@ class PortableFunctions(TorchFunctionMode):
 
     def _patches(self) -> list[_Patch]:
         """Names in torch that are bound anew: places that a mode cannot see."""
-        norms = () if self.only_random else _BATCH_NORMS
         return [
-            *((kind, "forward", batch_norm_forward) for kind in norms),
+            *((kind, "forward", batch_norm_forward) for kind in _BATCH_NORMS),
             *((F, name, self._check(getattr(torch.overrides, name))) for name in _CHECKS),
             (Distribution, "_validate_args", False),
             (transformer, "_detect_is_causal_mask", _is_said_to_be_causal),
