@@ -63,7 +63,7 @@ def multi_margin_loss(
 
 
 def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
-    """torch.nn.functional.multilabel_margin_loss of [batch, class]: labels end at the first -1."""
+    """torch.nn.functional.multilabel_margin_loss of [batch, class]; labels end at the first -1."""
     listed = ((target < 0).to(torch.int64).cumsum(1) == 0).to(input.dtype)
     places = target.clamp(min=0)
     others = (torch.zeros_like(input).scatter_add(1, places, listed) == 0).to(input.dtype)
