@@ -5,7 +5,7 @@ instead (`coordinator.compiler.advice`).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,18 +134,26 @@ def _is_view(target: Any) -> bool:
     return alias is not None and not alias.is_write
 
 
-def check_buffers(before: Mapping[str, Tensor], after: Mapping[str, fx.Node]) -> None:
-    """Refuse buffers that come, go or change their form in a step; both by the buffers' names.
+def check_buffer_names(before: Set[str], after: Set[str]) -> None:
+    """Refuse a forward pass that makes or deletes buffers.
 
     Raises:
-        CompileError: with the buffer, both forms and the line.
+        CompileError: with the buffer's name.
     """
-    for name in sorted(before.keys() ^ after.keys()):
+    for name in sorted(before ^ after):
         did = "deletes" if name in before else "makes"
         raise CompileError(
             f"the model {did} buffer {name!r} while it runs: a plan's tensors are fixed: "
             "register_buffer in __init__, with its final shape"
         )
+
+
+def check_buffers(before: Mapping[str, Tensor], after: Mapping[str, fx.Node]) -> None:
+    """Refuse buffers that change their form in a step; both by the buffers' names.
+
+    Raises:
+        CompileError: with the buffer, both forms and the line.
+    """
     for name, node in after.items():
         old, new = before[name], node.meta["val"]
         if tuple(new.shape) != tuple(old.shape) or new.dtype != old.dtype:
