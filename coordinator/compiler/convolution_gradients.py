@@ -1,6 +1,7 @@
 """Gradients of convolutions as convolutions and matrix products.
 
-Where several forms are equal, the one was chosen that onnxruntime's CPU kernels run fastest.
+Where several forms are equal, the one was chosen that onnxruntime's CPU kernels run fastest
+(measured on one thread against torch's own kernel; `benchmarks/plan` shows whole models).
 """
 
 import itertools
@@ -11,27 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import coordinator.compiler.portable_operators  # noqa: F401 - defines torch.ops.headwater
+
 aten = torch.ops.aten
 
-_SMALL_PATCH_ELEMENTS = 2**16
-"""Per example. Up to here one product of gathered patches is fastest; above, one for each tap."""
 _MANY_TAPS = 64
+_LEAST_ROWS = 16
+"""Of a matrix product: below that, most of its time goes into packing the other operand."""
 
-_LIBRARY = torch.library.Library("headwater", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define("padded(Tensor features, int[] amounts) -> Tensor")  # type: ignore[no-untyped-call]
-
-
-@torch.library.impl(_LIBRARY, "padded", "CompositeExplicitAutograd")
-def _padded(features: Tensor, amounts: list[int]) -> Tensor:
-    """Zeros on both sides of the last dimensions: constant_pad_nd, which fixes a symbolic batch."""
-    return torch.nn.functional.pad(features, [a for a in reversed(amounts) for _ in (0, 1)])
-
-
-@torch.library.register_fake("headwater::padded")  # type: ignore[untyped-decorator]
-def _padded_shape(features: Tensor, amounts: list[int]) -> Tensor:
-    lead = features.dim() - len(amounts)
-    sizes = zip(features.shape[lead:], amounts, strict=True)
-    return features.new_empty([*features.shape[:lead], *(size + 2 * a for size, a in sizes)])
+Grid = list[int]
 
 
 def convolution_backward(
@@ -71,39 +60,116 @@ def _weight_gradient(
     dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     """`w[o, i, tap] = sum over examples and positions of narrow[o] * wide[i] shifted by tap`."""
-    taps = list(itertools.product(*map(range, window)))
+    shape = window, stride, padding, dilation
+    if prod(window) == 1 and not any(padding) and groups == 1:
+        return _weight_gradient_of_points(wide, narrow, stride)
+    depthwise = groups == int(wide.shape[1]) and max(stride) > 1
+    if prod(window) > _MANY_TAPS or depthwise:
+        return _weight_gradient_as_convolution(wide, narrow, *shape, groups)
+    return _weight_gradient_by_taps(wide, narrow, *shape, groups)
+
+
+def _weight_gradient_of_points(wide: Tensor, narrow: Tensor, stride: list[int]) -> Tensor:
+    """A window of one point: a product for each example, added up."""
+    for axis, step in enumerate(stride):
+        wide = aten.slice(wide, axis + 2, 0, wide.shape[axis + 2], step)
+    left, right = narrow.flatten(2), wide.flatten(2).transpose(1, 2)
+    found: Tensor = torch.bmm(left, right).sum(0)
+    return found.reshape(*found.shape, *[1] * len(stride))
+
+
+def _weight_gradient_by_taps(
+    wide: Tensor, narrow: Tensor, window: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """Matrix products for a tap or some, over the positions of all examples in one row.
+
+    Both sides lie in grids of the same size in which zeros part the rows of an image and the
+    images: there a tap is a shift of the whole row, which is one copy of contiguous memory.
+    """
     rows, columns = int(narrow.shape[1]), int(wide.shape[1]) // groups
-    positions = prod(int(size) for size in narrow.shape[2:])
-    if len(taps) > _MANY_TAPS:
-        return _weight_gradient_as_convolution(
-            wide, narrow, window, stride, padding, dilation, groups
-        )
-    if any(padding):
-        wide = torch.ops.headwater.padded(wide, padding)
-    lead = [wide.shape[0]] if groups == 1 else [wide.shape[0], groups]
-    patches = [
-        _shifted(wide, tap, narrow, stride, dilation).reshape(*lead, columns, positions)
-        for tap in taps
+    outputs = [int(size) for size in narrow.shape[2:]]
+    wide, grid, shift = _in_grid(wide, outputs, window, stride, padding, dilation)
+    places = [
+        _place(tap, grid, stride, shift, dilation) for tap in itertools.product(*map(range, window))
     ]
-    # the narrow side is the small one: transpose it, not the patches
-    right = narrow.reshape(*lead, rows // groups, positions).transpose(-1, -2)
-    if int(wide.shape[1]) * len(taps) * positions <= _SMALL_PATCH_ELEMENTS:
-        found = torch.matmul(torch.cat(patches, -2), right).sum(0)
+    before = -min(0, *(offset for _, offset in places))
+    after = max(0, *(offset for _, offset in places))
+    phases = {phase: _phase(wide, phase, stride, before, after) for phase, _ in places}
+    right = _padded_to(narrow, grid).transpose(0, 1)
+    shifted = [
+        phases[phase][:, before + offset : offset - after if offset < after else None]
+        for phase, offset in places
+    ]
+    if groups == 1:
+        right = right.reshape(rows, -1).t()
+        together = max(1, _LEAST_ROWS // columns)
+        found = [torch.mm(torch.cat(shifted[first : first + together]), right)
+                 for first in range(0, len(shifted), together)]  # fmt: skip
+        taps = torch.cat(found)
     else:
-        found = torch.cat([torch.matmul(patch, right).sum(0) for patch in patches], -2)
-    found = found.reshape(groups, len(taps), columns, rows // groups).permute(0, 3, 2, 1)
-    return found.reshape(rows, columns, *window)
+        right = right.reshape(groups, rows // groups, -1).transpose(1, 2)
+        taps = torch.stack([torch.bmm(one.reshape(groups, columns, -1), right) for one in shifted])
+    taps = taps.reshape(len(places), groups, columns, rows // groups)
+    return taps.permute(1, 3, 2, 0).reshape(rows, columns, *window)
 
 
-def _shifted(
-    wide: Tensor, tap: tuple[int, ...], narrow: Tensor, stride: list[int], dilation: list[int]
+def _in_grid(
+    wide: Tensor, outputs: list[int], window: list[int], stride: list[int], padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Grid, list[int]]:  # fmt: skip
+    """The features padded to whole phases, a phase's size, and where the first tap looks.
+
+    Without strides the zeros between rows serve as padding of both.
+    """
+    axes = range(len(window))
+    sizes = [int(size) for size in wide.shape[2:]]
+    if max(stride) == 1:
+        grid = [max(sizes[a] + padding[a], outputs[a]) for a in axes]
+        return _padded_to(wide, grid), grid, [-pad for pad in padding]
+    reach = [dilation[a] * (window[a] - 1) + stride[a] * (outputs[a] - 1) + 1 for a in axes]
+    grid = [-(-reach[a] // stride[a]) for a in axes]
+    whole = [grid[a] * stride[a] for a in axes]
+    for axis in axes:
+        kept = min(sizes[axis], whole[axis] - padding[axis])
+        wide = aten.slice(wide, axis + 2, 0, kept)
+    if any(padding):
+        wide = torch.ops.headwater.padded(wide, padding, [0] * len(window))
+    return _padded_to(wide, whole), grid, [0] * len(window)
+
+
+def _padded_to(features: Tensor, sizes: list[int]) -> Tensor:
+    """Zeros behind the end of each axis."""
+    ends = [size - int(old) for size, old in zip(sizes, features.shape[2:], strict=True)]
+    if not any(ends):
+        return features
+    padded: Tensor = torch.ops.headwater.padded(features, [0] * len(sizes), ends)
+    return padded
+
+
+def _place(
+    tap: tuple[int, ...], grid: Grid, stride: list[int], shift: list[int], dilation: list[int]
+) -> tuple[tuple[int, ...], int]:
+    """A tap's phase, and its distance along the row from the output position that it is for."""
+    offset = 0
+    starts = [index * dilation[axis] + shift[axis] for axis, index in enumerate(tap)]
+    for axis, start in enumerate(starts):
+        offset = offset * grid[axis] + start // stride[axis]
+    return tuple(start % stride[axis] for axis, start in enumerate(starts)), offset
+
+
+def _phase(
+    wide: Tensor, phase: tuple[int, ...], stride: list[int], before: int, after: int
 ) -> Tensor:
-    """What one tap of the window sees at every output position."""
-    for axis, offset in enumerate(tap):
-        start = offset * dilation[axis]
-        end = start + (int(narrow.shape[axis + 2]) - 1) * stride[axis] + 1
-        wide = aten.slice(wide, axis + 2, start, end, stride[axis])
-    return wide
+    """Every so many positions, as [channel, example and position], with zeros around each row."""
+    for axis, (first, step) in enumerate(zip(phase, stride, strict=True)):
+        if step > 1:
+            wide = aten.slice(wide, axis + 2, first, wide.shape[axis + 2], step)
+    row = wide.transpose(0, 1).reshape(int(wide.shape[1]), -1)
+    if not before and not after:
+        return row
+    padded: Tensor = torch.ops.headwater.padded(row, [before], [after])
+    return padded
 
 
 def _weight_gradient_as_convolution(

@@ -52,6 +52,14 @@ def uniform(seed: Tensor, site: int, shape: Sequence[Any], dtype: torch.dtype) -
     return whole.reshape(tuple(shape)).to(dtype) * 2.0**-_UNIFORM_BITS
 
 
+def whole_numbers(seed: Tensor, site: int, shape: Sequence[Any], count: int) -> Tensor:
+    """An int64 tensor of `shape`, uniform over 0 to `count` - 1, where `count` is below 2**31.
+
+    No number is likelier than another by more than `count / 2**32` of its share.
+    """
+    return _shifted(_drawn(seed, site, shape) * count, 32).reshape(tuple(shape))
+
+
 def normal(seed: Tensor, site: int, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
     """Standard normal numbers, of magnitude below 5.8; equal on all runtimes but for rounding.
 
@@ -62,14 +70,6 @@ def normal(seed: Tensor, site: int, shape: Sequence[Any], dtype: torch.dtype) ->
     pairs = uniform(seed, site, (2, *shape), dtype)
     radius = ((1.0 - pairs[0]).log() * -2.0).sqrt()
     return radius * (pairs[1] * (2.0 * pi)).cos()
-
-
-def whole_numbers(seed: Tensor, site: int, shape: Sequence[Any], count: int) -> Tensor:
-    """An int64 tensor of `shape`, uniform over 0 to `count` - 1, where `count` is below 2**31.
-
-    No number is likelier than another by more than `count / 2**32` of its share.
-    """
-    return _shifted(_drawn(seed, site, shape) * count, 32).reshape(tuple(shape))
 
 
 def _drawn(seed: Tensor, site: int, shape: Sequence[Any]) -> Tensor:

@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 
 from coordinator.compiler.convolution_gradients import CONVOLUTION_GRADIENTS
-from coordinator.compiler.normalization_gradients import NORMALIZATION_GRADIENTS
+from coordinator.compiler.normalization_forms import NORMALIZATION_FORMS
 from coordinator.compiler.pooling_forms import POOLING_FORMS
 
 aten = torch.ops.aten
 
 _STOCK = """
-gelu_backward silu silu_backward hardtanh_backward hardswish hardswish_backward
-hardsigmoid_backward leaky_relu leaky_relu_backward elu elu_backward softplus softplus_backward
+gelu_backward silu silu_backward hardswish
+hardsigmoid_backward leaky_relu elu elu_backward softplus softplus_backward
 mish mish_backward sigmoid_backward tanh_backward log_sigmoid_forward log_sigmoid_backward
 glu_backward _prelu_kernel _prelu_kernel_backward _softmax_backward_data
-_log_softmax_backward_data native_layer_norm native_layer_norm_backward native_group_norm
-native_group_norm_backward native_batch_norm _native_batch_norm_legit
-_native_batch_norm_legit_functional _native_batch_norm_legit_no_training mse_loss
-mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward
+_log_softmax_backward_data native_layer_norm native_layer_norm_backward mse_loss mse_loss_backward
+smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward
 binary_cross_entropy binary_cross_entropy_backward soft_margin_loss soft_margin_loss_backward
 nll_loss_forward nll_loss2d_forward nll_loss2d_backward select_backward slice_backward
 diagonal_backward unfold_backward addcmul addcdiv masked_fill rsub linalg_vector_norm
@@ -142,12 +140,34 @@ def nll_loss_backward(
     if weight is not None:
         found = found * weight
     if reduction == 1:
-        gradient = gradient / total_weight
+        # all may be ignored
+        gradient = gradient / torch.where(total_weight == 0, 1.0, total_weight)
     return found * (gradient.unsqueeze(1) if gradient.dim() else gradient)
+
+
+def hardtanh_backward(gradient: Tensor, features: Tensor, low: float, high: float) -> Tensor:
+    """A product with a mask: onnxruntime's Where is slow."""
+    return gradient * ((features > low) & (features < high)).to(gradient.dtype)
+
+
+def leaky_relu_backward(
+    gradient: Tensor, features: Tensor, slope: float, of_result: bool
+) -> Tensor:
+    """The slope, and the rest of 1 where the input is positive."""
+    return gradient * ((features > 0).to(gradient.dtype) * (1 - slope) + slope)
+
+
+def hardswish_backward(gradient: Tensor, features: Tensor) -> Tensor:
+    """Howard et al., "Searching for MobileNetV3", ICCV 2019: x/3 + 1/2 from -3 to 3, then 1."""
+    between = ((features >= -3) & (features <= 3)).to(gradient.dtype)
+    return gradient * (between * (features / 3 + 0.5) + (features > 3).to(gradient.dtype))
 
 
 _OURS: dict[Any, Callable[..., Any]] = {
     aten.embedding_dense_backward.default: embedding_dense_backward,
+    aten.hardtanh_backward.default: hardtanh_backward,
+    aten.hardswish_backward.default: hardswish_backward,
+    aten.leaky_relu_backward.default: leaky_relu_backward,
     aten.cumprod.default: running_product,
     aten.logcumsumexp.default: running_log_sum,
     aten.hypot.default: length_of_legs,
@@ -157,5 +177,5 @@ _OURS: dict[Any, Callable[..., Any]] = {
     aten.nll_loss_backward.default: nll_loss_backward,
     **CONVOLUTION_GRADIENTS,
     **POOLING_FORMS,
-    **NORMALIZATION_GRADIENTS,
+    **NORMALIZATION_FORMS,
 }

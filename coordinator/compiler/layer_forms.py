@@ -6,7 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from headwater.errors import CompileError
 
 _BATCH_NORM_FORWARD = _BatchNorm.forward
 
@@ -17,7 +20,8 @@ def batch_norm_forward(layer: _BatchNorm, features: Tensor) -> Tensor:
     Running statistics are the mean over all batches seen. A pass with momentum 1 leaves the
     batch's own statistics in fresh buffers, so the native kernel is still the one that runs.
     """
-    if layer.momentum is not None or not layer.training or not layer.track_running_stats:
+    reads = layer.momentum is None and layer.training and layer.track_running_stats
+    if not reads or not isinstance(features, FakeTensor):
         return _BATCH_NORM_FORWARD(layer, features)
     layer._check_input_dim(features)  # type: ignore[no-untyped-call]
     count, mean, variance = layer.num_batches_tracked, layer.running_mean, layer.running_var
@@ -29,6 +33,14 @@ def batch_norm_forward(layer: _BatchNorm, features: Tensor) -> Tensor:
     mean.mul_(1 - share).add_(share * of_batch[0])
     variance.mul_(1 - share).add_(share * of_batch[1])
     return found
+
+
+def fractional_max_pool(*_: Any, **__: Any) -> Tensor:
+    """Refused: torch's kernel fixes the batch size through the numbers that it draws."""
+    raise CompileError(
+        "fractional max-pooling is not supported: use max_pool2d with a stride, or "
+        "adaptive_max_pool2d"
+    )
 
 
 def local_response_norm(

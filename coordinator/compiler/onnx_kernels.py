@@ -1,4 +1,4 @@
-"""Matrix products, convolutions and pooling in ONNX."""
+"""Matrix products, convolutions, normalization and pooling in ONNX."""
 
 from math import prod
 from typing import Any
@@ -85,6 +85,45 @@ def _convolved(
     if not transposed:
         return context.op("Conv", *operands, **attributes)
     return context.op("ConvTranspose", *operands, output_padding=output_padding, **attributes)
+
+
+@translates("headwater::affine.default")
+def _affine_by_channel(context: Context, features: Value, scale: Value, shift: Value) -> Result:
+    """A normalization by mean 0 and variance 1, which are exact."""
+    mean, variance = _channels(context, features, 0), _channels(context, features, 1)
+    return context.op(
+        "BatchNormalization", features.name, scale.name, shift.name, mean, variance, epsilon=0.0
+    )
+
+
+@translates("headwater::standardized.default")
+def _standardized(
+    context: Context, features: Value, scale: Value, shift: Value, epsilon: float
+) -> Result:
+    """With momentum 0 the operator's new statistics are the batch's own.
+
+    onnxruntime writes them over the old ones, whoever else may read those. So the old ones are
+    values that no other node reads: made from one of the features, and multiplied by 0.
+    """
+    axes = [0, *range(2, features.rank)]
+    starts, ends = context.integers([0] * len(axes)), context.integers([1] * len(axes))
+    corner = context.op("Slice", features.name, starts, ends, context.integers(axes))
+    line = context.op("Squeeze", corner, context.integers(axes))
+    mean, variance = context.op("Neg", line), context.op("Abs", line)
+    return context.ops(
+        "BatchNormalization", 3, features.name, scale.name, shift.name, mean, variance,
+        epsilon=epsilon, momentum=0.0, training_mode=1,
+    )  # fmt: skip
+
+
+def _channels(context: Context, features: Value, number: int) -> str:
+    """A number for each channel."""
+    count = features.shape[1]
+    fixed = isinstance(count, int)
+    shape = (
+        context.integers([count]) if fixed else context.op("Shape", features.name, start=1, end=2)
+    )
+    return context.op("Expand", context.scalar(number, features.dtype), shape)
 
 
 def _window(

@@ -248,12 +248,16 @@ def _gelu(context: Context, value: Value, approximate: str) -> Result:
 
 @translates("threshold_backward.default")
 def _threshold_backward(context: Context, gradient: Value, value: Value, threshold: Any) -> Result:
-    """A product with a mask; for ReLU's own output the sign is the mask, and the cheapest."""
+    """A product with a mask. ReLU's own output, never negative, is made the mask in one pass: its
+    product with nearly the largest float, cut at 1, is 1 for all but zero (and for subnormals
+    below 3.3e-39 a part of 1).
+    """
     producer = value.node
     while producer.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
         producer = producer.args[0]  # type: ignore[assignment]
     if threshold == 0 and producer.target is torch.ops.aten.relu.default:
-        return context.op("Mul", gradient.name, context.op("Sign", value.name))
+        mask = context.op("HardSigmoid", value.name, alpha=3e38, beta=0.0)
+        return context.op("Mul", gradient.name, mask)
     above = context.op("Greater", value.name, context.scalar(threshold, value.dtype))
     return context.op("Mul", gradient.name, context.cast(above, torch.bool, gradient.dtype))
 
@@ -419,5 +423,18 @@ def _running_sum(context: Context, value: Value, dimension: int, *_: Any) -> Res
 
 @translates("_softmax.default", "_log_softmax.default")
 def _softmax(context: Context, value: Value, dimension: int, *_: Any) -> Result:
-    kind = "LogSoftmax" if "log" in str(context.node.target) else "Softmax"
-    return context.op(kind, value.name, axis=dimension % max(value.rank, 1))
+    """Along the last dimension; another is spelled out, for which onnxruntime would turn the
+    whole tensor over and back.
+    """
+    log = "log" in str(context.node.target)
+    axis = dimension % max(value.rank, 1)
+    if axis >= value.rank - 1:
+        return context.op("LogSoftmax" if log else "Softmax", value.name, axis=axis)
+    axes = context.integers([axis])
+    highest = context.op("ReduceMax", value.name, axes, keepdims=1)
+    below = context.op("Sub", value.name, highest)
+    raised = context.op("Exp", below)
+    total = context.op("ReduceSum", raised, axes, keepdims=1)
+    if log:
+        return context.op("Sub", below, context.op("Log", total))
+    return context.op("Div", raised, total)

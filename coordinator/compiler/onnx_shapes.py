@@ -194,9 +194,9 @@ def _padded(context: Context, value: Value, pads: list[int], fill: Any) -> Resul
 
 
 @translates("headwater::padded.default")
-def _zero_padded(context: Context, value: Value, amounts: list[int]) -> Result:
-    sides = [0] * (value.rank - len(amounts)) + amounts
-    return context.op("Pad", value.name, context.integers(sides + sides))
+def _zero_padded(context: Context, value: Value, before: list[int], after: list[int]) -> Result:
+    whole = [0] * (value.rank - len(before))
+    return context.op("Pad", value.name, context.integers([*whole, *before, *whole, *after]))
 
 
 @translates("flip.default")

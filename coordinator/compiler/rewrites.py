@@ -13,15 +13,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution
 from torch.nn.modules import transformer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from coordinator.compiler import portable, resampling
+from coordinator.compiler import margin_losses, portable, resampling
 from coordinator.compiler.attention import attention
 from coordinator.compiler.layer_forms import (
     batch_norm_forward,
+    fractional_max_pool,
     local_response_norm,
     same_convolution,
 )
@@ -31,11 +33,39 @@ from coordinator.compiler.recurrent_functions import RecurrentFunctions
 
 _ATTENTION = F.scaled_dot_product_attention
 _SPELLED_OUT: dict[Any, Callable[..., Any]] = {
-    **resampling.FUNCTIONS, **portable.FUNCTIONS, F.pad: padded,
+    **resampling.FUNCTIONS, **portable.FUNCTIONS, **margin_losses.FUNCTIONS, F.pad: padded,
     F.local_response_norm: local_response_norm,
+    F.fractional_max_pool2d_with_indices: fractional_max_pool,
+    F.fractional_max_pool3d_with_indices: fractional_max_pool,
     **{one: partial(same_convolution, one, padded) for one in (F.conv1d, F.conv2d, F.conv3d)},
 }  # fmt: skip
 """Functions that draw nothing, in other functions."""
+
+
+def _normalized(
+    input: Tensor,  # noqa: A002 - torch's name
+    p: float = 2.0,
+    dim: int = 1,
+    eps: float = 1e-12,
+    out: Tensor | None = None,
+) -> Tensor:
+    """F.normalize; into `out`, as spectral_norm does, by a copy."""
+    found = F.normalize(input, p, dim, eps)
+    return found if out is None else out.copy_(found)
+
+
+_IN_ANY_CASE: dict[Any, Callable[..., Any]] = {
+    F.normalize: _normalized,
+    # a transformer encoder then keeps padded sequences as they are
+    torch._nested_tensor_from_mask_left_aligned: lambda *_: False,
+}
+"""In torch's own form of a step too."""
+
+_UNTRACEABLE = (
+    torch.ctc_loss, F.gaussian_nll_loss, torch._C._nn.multi_margin_loss,
+    torch._C._nn.multilabel_margin_loss,
+)  # fmt: skip
+"""Of these, what torch cannot trace as they are: their values decide how they run."""
 
 _BATCH_NORMS = (_BatchNorm, nn.SyncBatchNorm)
 """Without a process group the latter is the former."""
@@ -88,13 +118,13 @@ class PortableFunctions(TorchFunctionMode):
     ) -> Any:
         """Divert the functions named above; run all others as they are."""
         kwargs = kwargs or {}
-        if func is torch._nested_tensor_from_mask_left_aligned:
-            return False  # a transformer encoder then keeps padded sequences as they are
+        if func in _IN_ANY_CASE:
+            return _IN_ANY_CASE[func](*args, **kwargs)
         if func in DRAWING:
             return DRAWING[func](self.draws, *args, **kwargs)
         if func is _ATTENTION and (not self.only_random or _drops(*args, **kwargs)):
             return attention(self.draws, *args, **kwargs)
-        if func in _SPELLED_OUT and not self.only_random:
+        if func in _SPELLED_OUT and (not self.only_random or _is_untraceable(func, args)):
             return _SPELLED_OUT[func](*args, **kwargs)
         if self._recurrences.takes(func, args):
             return self._recurrences.call(func, args)
@@ -106,9 +136,8 @@ class PortableFunctions(TorchFunctionMode):
 
     def _patches(self) -> list[_Patch]:
         """Names in torch that are bound anew: places that a mode cannot see."""
-        norms = () if self.only_random else _BATCH_NORMS
         return [
-            *((kind, "forward", batch_norm_forward) for kind in norms),
+            *((kind, "forward", batch_norm_forward) for kind in _BATCH_NORMS),
             *((F, name, self._check(getattr(torch.overrides, name))) for name in _CHECKS),
             (Distribution, "_validate_args", False),
             (transformer, "_detect_is_causal_mask", _is_said_to_be_causal),
@@ -138,6 +167,10 @@ def _is_said_to_be_causal(
 def _set(patches: list[_Patch]) -> None:
     for owner, name, value in patches:
         setattr(owner, name, value)
+
+
+def _is_untraceable(func: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+    return func in _UNTRACEABLE and isinstance(arguments[0], FakeTensor)
 
 
 def _drops(

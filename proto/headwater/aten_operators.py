@@ -53,7 +53,8 @@ var_mean.correction
 """
 
 _SHAPES = """
-alias.default arange.default arange.start arange.start_step cat.default chunk.default
+alias.default arange.default arange.start arange.start_step cat.default channel_shuffle.default
+chunk.default
 constant_pad_nd.default contiguous.default copy.default detach.default diag_embed.default
 diagonal.default diagonal_scatter.default expand.default expand_as.default eye.default eye.m
 flatten.using_ints flip.default full.default lift_fresh_copy.default linspace.default

@@ -37,13 +37,13 @@ _FLATBUFFER_MARK = b"ORTM"
 
 OPERATORS = frozenset(
     """
-    Abs Acos Add And ArgMax ArgMin Asin Atan AveragePool BitwiseAnd BitwiseNot BitwiseOr BitwiseXor
-    Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh CumSum Div Equal Erf Exp Expand Floor
-    Gather GatherElements Gelu Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Log
-    LogSoftmax MatMul Max MaxPool MaxUnpool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal
-    ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round Scan ScatterElements
-    ScatterND Shape Sigmoid Sign Sin Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh Tile
-    TopK Transpose Trilu Unsqueeze Where Xor Acosh Asinh Atanh GatherND
+    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
+    BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh
+    CumSum Div Equal Erf Exp Expand Floor Gather GatherElements GatherND Gelu Gemm Greater
+    GreaterOrEqual HardSigmoid Identity IsInf IsNaN Less LessOrEqual Log LogSoftmax MatMul Max
+    MaxPool MaxUnpool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum Relu Reshape Round Scan ScatterElements ScatterND Shape Sigmoid Sign Sin
+    Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
     """.split()  # noqa: SIM905 - a table reads better as words
 )
 """All pure functions of their inputs: nothing draws random numbers or reads a file, and only Scan
@@ -80,6 +80,7 @@ def check_graph(data: bytes, member: str) -> None:
         if nodes > MAXIMUM_NODES:
             raise PlanError(f"graph {member} has more nodes than the limit of {MAXIMUM_NODES}")
         _check_nodes(graph, member)
+        _check_statistics(graph, member)
         runs += len(graph.node) + sum(_inner_runs(node, graph, member) for node in graph.node)
         if runs > MAXIMUM_NODE_RUNS:
             raise PlanError(
@@ -157,6 +158,23 @@ def _check_nodes(graph: GraphView, member: str) -> None:
                 f"graph {member} uses operator {node.op_type!r}, which is not on the list of "
                 "allowed operators: upgrade headwater on this device if a newer one compiled it"
             )
+
+
+def _check_statistics(graph: GraphView, member: str) -> None:
+    """Where a BatchNormalization writes statistics, only its own values may be written over.
+
+    onnxruntime's kernel puts new statistics where the old ones lie: were those an input of the
+    graph, a plan could change a device's data.
+    """
+    kinds = {name: node.op_type for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type == "BatchNormalization" and len(node.output) > 1:
+            sources = [kinds.get(name) for name in node.input[3:]]
+            if sources != ["Neg", "Abs"]:
+                raise PlanError(
+                    f"graph {member} has a BatchNormalization that writes over statistics which "
+                    "other nodes may read: they must come from a Neg and an Abs"
+                )
 
 
 def _inner_runs(node: NodeView, graph: GraphView, member: str) -> int:

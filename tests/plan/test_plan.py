@@ -239,7 +239,7 @@ def test_sizes_beyond_the_limit_are_refused(plan_file: Path) -> None:
 
 
 def test_an_unknown_member_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"has no member 'other.onnx'; it has: apply.onnx"):
+    with pytest.raises(PlanError, match=r"has no member 'other.onnx'; it has: apply.aten.json"):
         opened(compiled("mlp")).read("other.onnx")
 
 

@@ -74,6 +74,21 @@ def test_functions_and_sparse_constants_are_refused() -> None:
     refused(bad, "sparse constant")
 
 
+def normalization(statistics: str) -> onnx.ModelProto:
+    mean, variance = helper.make_node("Neg", ["x"], ["m"]), helper.make_node("Abs", ["x"], ["v"])
+    node = helper.make_node(
+        "BatchNormalization", ["x", "x", "x", *statistics.split()], ["y", "a", "b"],
+        training_mode=1, momentum=0.0,
+    )  # fmt: skip
+    return model(mean, variance, node)
+
+
+def test_a_normalization_writes_only_over_its_own_values() -> None:
+    check_graph(normalization("m v").SerializeToString(), "test")
+    for statistics in ("x v", "m x", "v m"):
+        refused(normalization(statistics), "writes over statistics which other nodes may read")
+
+
 def scan(steps: int, *nodes: onnx.NodeProto, clock: int | None = None) -> onnx.ModelProto:
     """A running sum over `steps` rows of x."""
     state, row, tick, total, out = (

@@ -53,6 +53,7 @@ LAYERS = {
 
 REFUSED = {
     "FractionalMaxPool2d": (
-        Layer(lambda: nn.FractionalMaxPool2d(2, output_size=3), IMAGE), "draws random numbers",
+        Layer(lambda: nn.FractionalMaxPool2d(2, output_size=3), IMAGE),
+        "fractional max-pooling is not supported",
     ),
 }  # fmt: skip
