@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = float(os.environ.get("PATIENCE", "30"))
+PATIENCE_SECONDS = float(os.environ.get("PATIENCE", "120"))
 """How long a test waits for a signal before it fails; never how long it takes."""
 
 ENVIRONMENT = {
