@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator.compiler.plan_cache import PlanCache, opened_files, plan_key
 from coordinator.jobs.factory import JobCode
 from coordinator.jobs.job_file import read_job
 from coordinator.jobs.job_spec import JobSpec, metric_name
 from coordinator.jobs.train_spec import Optimizer
-from coordinator.plan_cache import PlanCache, opened_files, plan_key
 from headwater.errors import CompileError, require
 from headwater.safetensors import read_tensors
 

@@ -11,9 +11,9 @@ from coordinator.cli import show
 from coordinator.cli.explain import print_explanation
 from coordinator.cli.options import coordinator_option, json_option
 from coordinator.cli.rounds import ROUND_COLUMNS, round_row
+from coordinator.compiler.plan_cache import PlanCache, default_folder
 from coordinator.control_client import ControlClient
 from coordinator.explanation import explain
-from coordinator.plan_cache import PlanCache, default_folder
 from headwater.errors import UnavailableError, UsageError
 from headwater.plan import Plan, ReadablePlan
 from headwater.v1 import control_pb2

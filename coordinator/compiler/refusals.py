@@ -5,7 +5,7 @@ instead (`coordinator.compiler.advice`).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.utils.weight_norm import WeightNorm
 
 from coordinator.compiler.advice import advice
 from coordinator.compiler.places import Places, author_line, part_of, place
@@ -133,18 +134,26 @@ def _is_view(target: Any) -> bool:
     return alias is not None and not alias.is_write
 
 
-def check_buffers(before: Mapping[str, Tensor], after: Mapping[str, fx.Node]) -> None:
-    """Refuse buffers that come, go or change their form in a step; both by the buffers' names.
+def check_buffer_names(before: Set[str], after: Set[str]) -> None:
+    """Refuse a forward pass that makes or deletes buffers.
 
     Raises:
-        CompileError: with the buffer, both forms and the line.
+        CompileError: with the buffer's name.
     """
-    for name in sorted(before.keys() ^ after.keys()):
+    for name in sorted(before ^ after):
         did = "deletes" if name in before else "makes"
         raise CompileError(
             f"the model {did} buffer {name!r} while it runs: a plan's tensors are fixed: "
             "register_buffer in __init__, with its final shape"
         )
+
+
+def check_buffers(before: Mapping[str, Tensor], after: Mapping[str, fx.Node]) -> None:
+    """Refuse buffers that change their form in a step; both by the buffers' names.
+
+    Raises:
+        CompileError: with the buffer, both forms and the line.
+    """
     for name, node in after.items():
         old, new = before[name], node.meta["val"]
         if tuple(new.shape) != tuple(old.shape) or new.dtype != old.dtype:
@@ -181,7 +190,7 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
     yield
     for path, (module, old) in before.items():
         for name, value in list(vars(module).items()):
-            if value is old.get(name):
+            if value is old.get(name) or name in _recomputed(module):
                 continue
             if isinstance(value, Tensor):
                 _put_back(module, name, old)
@@ -192,6 +201,13 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
                     "step would start from: only parameters and buffers are a plan's state. "
                     f'Instead: self.register_buffer("{name}", ...) in __init__, as float32'
                 )
+
+
+def _recomputed(module: nn.Module) -> set[str]:
+    """What the deprecated weight_norm computes anew before each forward pass."""
+    return {
+        hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)
+    }
 
 
 def _put_back(module: nn.Module, name: str, old: Mapping[str, Any]) -> None:

@@ -41,6 +41,26 @@ _SPELLED_OUT: dict[Any, Callable[..., Any]] = {
 }  # fmt: skip
 """Functions that draw nothing, in other functions."""
 
+
+def _normalized(
+    input: Tensor,  # noqa: A002 - torch's name
+    p: float = 2.0,
+    dim: int = 1,
+    eps: float = 1e-12,
+    out: Tensor | None = None,
+) -> Tensor:
+    """F.normalize; into `out`, as spectral_norm does, by a copy."""
+    found = F.normalize(input, p, dim, eps)
+    return found if out is None else out.copy_(found)
+
+
+_IN_ANY_CASE: dict[Any, Callable[..., Any]] = {
+    F.normalize: _normalized,
+    # a transformer encoder then keeps padded sequences as they are
+    torch._nested_tensor_from_mask_left_aligned: lambda *_: False,
+}
+"""In torch's own form of a step too."""
+
 _UNTRACEABLE = (
     torch.ctc_loss, F.gaussian_nll_loss, torch._C._nn.multi_margin_loss,
     torch._C._nn.multilabel_margin_loss,
@@ -98,8 +118,8 @@ class PortableFunctions(TorchFunctionMode):
     ) -> Any:
         """Divert the functions named above; run all others as they are."""
         kwargs = kwargs or {}
-        if func is torch._nested_tensor_from_mask_left_aligned:
-            return False  # a transformer encoder then keeps padded sequences as they are
+        if func in _IN_ANY_CASE:
+            return _IN_ANY_CASE[func](*args, **kwargs)
         if func in DRAWING:
             return DRAWING[func](self.draws, *args, **kwargs)
         if func is _ATTENTION and (not self.only_random or _drops(*args, **kwargs)):

@@ -20,7 +20,7 @@ from coordinator.compiler.optimizers import Optimizer
 from coordinator.compiler.optimizers.groups import ParameterGroup, parameter_groups
 from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.places import defined, part
-from coordinator.compiler.refusals import kept_attributes
+from coordinator.compiler.refusals import check_buffer_names, kept_attributes
 from coordinator.compiler.rewrites import PortableFunctions
 from coordinator.compiler.update import update
 from headwater.errors import CompileError
@@ -115,6 +115,7 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
     with PortableFunctions(tensors[SEED], only_random=recipe.eager):
         with kept_attributes(recipe.model):
             output, after = functional_call(_Forward(recipe), state, inputs, tie_weights=False)
+        check_buffer_names(buffers, after.keys())
         if output is None:
             raise CompileError("the model's forward returns None: it lacks a return")
         with part(f"the loss{defined(recipe.loss)}"):

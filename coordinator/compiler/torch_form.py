@@ -7,18 +7,22 @@ they take the number of their group for a name, as in `p.0`, `g.0`, `o.momentum.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from coordinator.compiler import step as steps
 from coordinator.compiler.optimizers.groups import ParameterGroup
 from coordinator.compiler.step import Recipe
 from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, trace_forward
 from coordinator.compiler.update import LEARNING_RATE, PROXIMAL, update
+from headwater.aten_operators import IN_PLACE_OPERATORS, POINTWISE_OPERATORS, VIEW_OPERATORS
 from headwater.batch import Array
 
 Arrays = dict[str, Array]
+
+_COMMUTATIVE = (torch.ops.aten.mul.Tensor, torch.ops.aten.maximum.default)
 
 
 def trace_forwards(
@@ -48,11 +52,14 @@ def trace_apply(recipe: Recipe) -> TracedStep:
     }
     scalars = {f"o.{name}": torch.zeros(()) for name in recipe.optimizer.scalars}
     rates = [LEARNING_RATE] if recipe.options.proximal is None else [LEARNING_RATE, PROXIMAL]
-    return trace_forward(
+    traced = trace_forward(
         lambda tensors: update(groups, recipe.options, tensors),
         {**vectors, **scalars, **{name: torch.tensor(0.1) for name in rates}},
         list(vectors), recipe.model,
     )  # fmt: skip
+    _reuse_memory(traced.module.graph)
+    traced.module.recompile()
+    return traced
 
 
 class TorchForm:
@@ -98,6 +105,36 @@ class TorchForm:
         traced = self._traces[member]
         results = traced.module(*(values[name] for name in traced.inputs))
         return dict(zip(traced.outputs, results, strict=True))
+
+
+def _reuse_memory(graph: fx.Graph) -> None:
+    """Let elementwise operators write over a vector that the step made and needs no more: the
+    optimizer's step is bound by memory."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if str(node.target) not in POINTWISE_OPERATORS or not node.args:
+            continue
+        if node.target in _COMMUTATIVE and not _is_free(node.args[0], node, order):
+            node.args = (node.args[1], node.args[0], *node.args[2:])
+            if not _is_free(node.args[0], node, order):
+                node.args = (node.args[1], node.args[0], *node.args[2:])
+        packet, _, overload = str(node.target).removeprefix("aten.").partition(".")
+        if _is_free(node.args[0], node, order) and (
+            f"aten.{packet}_.{overload}" in IN_PLACE_OPERATORS
+        ):
+            node.target = getattr(getattr(torch.ops.aten, f"{packet}_"), overload)
+
+
+def _is_free(value: Any, user: fx.Node, order: Mapping[fx.Node, int]) -> bool:
+    """Whether `user` is the last to need a value of its own form, which an operator made."""
+    return (
+        isinstance(value, fx.Node)
+        and str(value.target) in POINTWISE_OPERATORS - VIEW_OPERATORS | IN_PLACE_OPERATORS
+        and max(value.users, key=order.__getitem__) is user
+        and user.all_input_nodes.count(value) == 1
+        and value.meta["val"].dtype == user.meta["val"].dtype
+        and str(value.meta["val"].shape) == str(user.meta["val"].shape)
+    )
 
 
 def _vector_groups(recipe: Recipe) -> list[ParameterGroup]:

@@ -37,7 +37,7 @@ FORWARD = "forward.aten.json"
 APPLY = "apply.aten.json"
 EVALUATE = "evaluate.aten.json"
 
-_PART_ELEMENTS = 2**16
+_PART_ELEMENTS = 2**17
 """On a CPU the optimizer takes so many elements at a time, for each thread: they stay in cache."""
 
 

@@ -148,13 +148,17 @@ def _named(*groups: str) -> frozenset[str]:
     return frozenset(f"aten.{name}" for group in groups for name in group.split())
 
 
-POINTWISE_OPERATORS = _named(_POINTWISE, _ACTIVATIONS) - _named(
-    "glu.default log_softmax.int softmax.int _safe_softmax.default"
-)
-"""Each element of a result depends on the elements at its place only."""
-
 IN_PLACE_OPERATORS = _named(_IN_PLACE)
 """These write their first argument and return it."""
+
+_ELEMENTWISE = _named(_POINTWISE, _ACTIVATIONS) - _named(
+    "glu.default log_softmax.int softmax.int _safe_softmax.default"
+)
+
+POINTWISE_OPERATORS = _ELEMENTWISE | {
+    name for name in IN_PLACE_OPERATORS if name.replace("_.", ".") in _ELEMENTWISE
+}
+"""Each element of a result depends on the elements at its place only."""
 
 VIEW_OPERATORS = _named(_VIEWS)
 """The result of these may share the memory of the first argument."""

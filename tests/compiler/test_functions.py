@@ -278,15 +278,15 @@ def test_a_family_and_its_gradients(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "a mask that selects": (lambda x: x[x > 0], "use torch.where, or multiply by the mask"),
+    "a mask that selects": (lambda x: x[x > 0], "Instead: a mask in brackets makes a shape"),
     "assigned to a mask": (
         lambda x: x.index_put((x > 0,), x[0]), "makes a shape that depends on data: use torch.where"
     ),
     "scatter_reduce, amax": (
         lambda x: x.scatter_reduce(1, PLACES, x[:, :2], "amax"), "use scatter_add, and for a mean",
     ),
-    "unique": (lambda x: torch.unique(x), "aten._unique2.default .* not supported on devices"),
-    "nonzero": (lambda x: x.nonzero(), "aten.nonzero.default .* not supported on devices"),
+    "unique": (lambda x: torch.unique(x), "aten._unique2.default.* Instead: count known classes"),
+    "nonzero": (lambda x: x.nonzero(), "aten.nonzero.default.* Instead: keep the shape"),
     "erfinv": (lambda x: torch.erfinv(x), "aten.erfinv.default .* not supported on devices"),
     "lgamma": (lambda x: torch.lgamma(x), "aten.lgamma.default .* not supported on devices"),
     "linalg.det": (lambda x: torch.linalg.det(x[:, :4]), "linalg_det.* not supported on devices"),

@@ -37,8 +37,8 @@ seed = 5
 factory = "model:Net"
 loss = "cross_entropy"
 metrics = ["accuracy"]
-input = { shape = [20], dtype = "float32" }
-target = { shape = [], dtype = "int64" }
+input = { name = "features", shape = [20], dtype = "float32" }
+target = { name = "label", shape = [], dtype = "int64" }
 [train]
 optimizer = { name = "sgd", learning_rate = 0.1 }
 local_steps = 1

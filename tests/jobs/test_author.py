@@ -187,3 +187,16 @@ def test_what_a_job_asks_of_the_step_is_in_its_plan(job: Path) -> None:
         assert found == f"the plan was compiled {fault}"
     unweighted = replace(spec, model=replace(spec.model, weight=None))
     assert mismatch(unweighted, manifest) == "the plan was compiled with weight = importance"
+
+
+def test_a_named_loss_takes_settings(job: Path) -> None:
+    def evaluation(settings: str) -> bytes:
+        named = 'loss = "huber_loss"' + settings
+        job.write_text(JOB.replace('loss = "model:loss"', named))
+        return compile_job(job).members["evaluate.onnx"]
+
+    plain = evaluation("")
+    assert evaluation("\nloss_settings = { delta = 0.5 }") != plain
+    assert evaluation("\nloss_settings = { delta = 1.0 }") == plain
+    with pytest.raises(CompileError, match="huber_loss has no setting 'beta'; it has reduction"):
+        evaluation("\nloss_settings = { beta = 0.5 }")

@@ -10,8 +10,8 @@ import pytest
 
 from coordinator.author import compile_job
 from coordinator.compiler import compile as compiler
+from coordinator.compiler.plan_cache import PlanCache
 from coordinator.jobs.job_file import read_job
-from coordinator.plan_cache import PlanCache
 from tests.jobs.test_author import JOB, MODEL
 
 LINES = """

@@ -16,6 +16,7 @@ from tests.plans import compile_case, opened
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
     pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning"),
 ]
 

@@ -30,8 +30,8 @@ seed = 3
 factory = "model:Net"
 loss = "cross_entropy"
 metrics = ["accuracy"]
-input = {{ shape = [1, 8, 8], dtype = "float32" }}
-target = {{ shape = [], dtype = "int64" }}
+input = {{ name = "image", shape = [3, 16, 16], dtype = "float32" }}
+target = {{ name = "label", shape = [], dtype = "int64" }}
 [train]
 optimizer = {{ name = "sgd", learning_rate = {RATE} }}
 local_steps = 1

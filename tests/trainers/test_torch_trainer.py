@@ -156,6 +156,7 @@ def test_whole_vectors_and_their_parts_are_updated_alike(
     plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, examples = plan_of("transformer"), batch(ZOO["transformer"], 4, 0)
+    assert read_graph(plan.read(APPLY)).is_pointwise
     found = []
     for elements in (2**20, 100):
         monkeypatch.setattr("edge_client.trainers.torch_trainer._PART_ELEMENTS", elements)

@@ -68,7 +68,10 @@ REFUSED = {
         _image(
             lambda: Function(
                 lambda x: F.grid_sample(
-                    x, x[..., :2].permute(0, 2, 3, 1)[..., :2], padding_mode="reflection"
+                    x,
+                    x[..., :2].permute(0, 2, 3, 1)[..., :2],
+                    padding_mode="reflection",
+                    align_corners=False,
                 )
             )
         ),

@@ -35,7 +35,7 @@ LIMIT_BYTES = 2 * 2**30
 _OF_NO_PLAN = ("dataset", "rounds", "clients")
 """Tables of a job that no plan depends on."""
 
-_OWN_FOLDERS = [Path(__file__).parent, Path(sys.modules["headwater"].__path__[0])]
+_OWN_FOLDERS = [Path(__file__).parents[1], Path(sys.modules["headwater"].__path__[0])]
 _INSTALLED = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platlib", "purelib")]
 
 
