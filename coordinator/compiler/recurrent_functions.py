@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from coordinator.compiler import recurrent_operators
+from coordinator.compiler.native_recurrence import stand_in
 from coordinator.compiler.packed_sequences import Packing
 from coordinator.compiler.recurrent_cells import CELLS
 from coordinator.compiler.recurrent_layers import (
@@ -86,6 +87,8 @@ class RecurrentFunctions:
     def _padded(self, function: Function, inputs: Tensor, *others: Any) -> tuple[Tensor, ...]:
         *settings, batch_first = others
         call = _parsed(function, inputs.transpose(0, 1) if batch_first else inputs, *settings)
+        if self._native and isinstance(inputs, FakeTensor):
+            function = stand_in(function)
         if self._native and not call.dropout:
             # devices take a call only with a dropout of zero, also where it would not apply
             return tuple(function(inputs, *others[:4], 0.0, *others[5:]))

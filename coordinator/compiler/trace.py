@@ -26,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from coordinator.compiler.batch_sizes import BatchSizes
 from coordinator.compiler.functional import functional
+from coordinator.compiler.native_recurrence import with_torchs_own
 from coordinator.compiler.places import PlaceKeepingInterpreter, Places
 from coordinator.compiler.refusals import check_operators, explained
 from headwater.aten_operators import ATEN_OPERATORS, STATISTICS_OPERATORS
@@ -116,7 +117,7 @@ def trace_forward(
         step, examples, batched, modules,
         {"pre_dispatch": True, "decomposition_table": _parts_of_composites()},
     )  # fmt: skip
-    return TracedStep(module, tuple(examples), names)
+    return TracedStep(with_torchs_own(module), tuple(examples), names)
 
 
 def _recorded(

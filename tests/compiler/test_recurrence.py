@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from coordinator.compiler.onnx_lowering import lower
+from coordinator.compiler.rewrites import PortableFunctions
+from coordinator.compiler.trace import trace_forward
 from headwater.errors import CompileError
 from tests.compiler.lowering import Function, lowered, numbered, through_onnx
 
@@ -181,3 +183,29 @@ def test_a_padded_length_that_depends_on_data_is_refused() -> None:
     tensors = {"x": torch.randn(4, BATCH, INPUT), "lengths": torch.tensor([4, 1, 3])}
     with pytest.raises(CompileError, match="depends on the data: pass total_length=4"):
         lowered(step, tensors)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_torch_form_has_torchs_own_operator(kind: str, layers: int) -> None:
+    """One call, and one a layer where dropout between them is ours."""
+    layer = KINDS[kind](num_layers=layers, dropout=0.5 if layers > 1 else 0.0)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def step(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        features, *parameters = tensors.values()
+        named = dict(zip(names, parameters, strict=True))
+        with PortableFunctions(torch.tensor(0), only_random=True):
+            output, finals = torch.func.functional_call(layer, named, (features,))
+        return {"y": output, "h": finals[0]}
+
+    examples = numbered(torch.randn(40, BATCH, INPUT), *layer.parameters())
+    traced = trace_forward(step, examples, [], nn.Module())
+    called = [str(node.target) for node in traced.module.graph.nodes if "aten" in str(node.target)]
+    kinds = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+    operator = f"aten.{kinds.get(layer.mode, layer.mode.lower())}.input"
+    assert called.count(operator) == layers
+    assert not [name for name in called if "headwater" in name or "sigmoid" in name]
+    arguments = [examples[name] for name in traced.inputs]
+    shapes = [tuple(value.shape) for value in traced.module(*arguments)]
+    assert shapes == [tuple(node.meta["val"].shape) for node in traced.results.values()]
