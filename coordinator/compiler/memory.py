@@ -36,16 +36,25 @@ def _peak_bytes(step: TracedStep, batch_size: int) -> int:
     last_use: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         for source in node.all_input_nodes:
-            last_use[source] = node
+            last_use[_owner(source)] = node
+    ending: dict[fx.Node, list[fx.Node]] = {}
+    for owner, node in last_use.items():
+        if owner.op == "call_function":
+            ending.setdefault(node, []).append(owner)
     live = peak = 0
     for node in nodes:
         live += _bytes(node, batch_size)
         peak = max(peak, live)
         if node.op != "output":
-            for source in set(node.all_input_nodes):
-                if last_use[source] is node and source.op == "call_function":
-                    live -= _bytes(source, batch_size)
+            live -= sum(_bytes(owner, batch_size) for owner in ending.get(node, []))
     return peak
+
+
+def _owner(node: fx.Node) -> fx.Node:
+    """Whose memory a value lies in: a view's is that of what it looks at, as long as it lives."""
+    while node.target in _VIEWS:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _bytes(node: fx.Node, batch_size: int) -> int:

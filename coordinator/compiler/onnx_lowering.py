@@ -145,6 +145,7 @@ def lower(step: TracedStep, name: str) -> onnx.ModelProto:
         onnx_indexing,
         onnx_kernels,
         onnx_operators,
+        onnx_pooling,
         onnx_recurrence,
         onnx_shapes,
         onnx_sorting,
