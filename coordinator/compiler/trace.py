@@ -137,6 +137,7 @@ def _recorded(
 
     shapes = BatchSizes()
     mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+    mode.cache_enabled = False  # with symbolic sizes a lookup takes longer than the kernel itself
     fakes = [_fake(mode, tensor, name in batched) for name, tensor in examples.items()]
     places = Places(modules)
     with explained(places), _quiet(), mode, places:
