@@ -44,6 +44,7 @@ COLUMNS = {
     "model": "model",
     "parameters": "parameters",
     "batch": "batch",
+    "operations_mega": "million operations a step",
     "parity_onnxruntime": "parity, onnxruntime",
     "parity_torch": "parity, torch",
     "compile_seconds": "compile s",
@@ -95,6 +96,7 @@ def measure(name: str, whole: Whole, seconds: float) -> dict[str, Value]:
         memory = plan.manifest.peak_memory_bytes
         figures |= {
             "parameters": sum(spec.count for spec in plan.layout.trainable),
+            "operations_mega": plan.manifest.operations.total(whole.batch_size) / 1e6,
             "activations_mib": memory.per_example * whole.batch_size / 2**20,
             "estimated_mib": memory.total(whole.batch_size) / 2**20,
             **_parity(plan, whole),
