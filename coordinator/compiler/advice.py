@@ -48,6 +48,8 @@ _TABLE = {
     "cuda to_device pin_memory": "leave the device out: new tensors take x.device",
     "checkpoint": "call the part itself, without torch.utils.checkpoint, which runs it again "
     "beside the plan's state",
+    "own_gradient": "x + (f(x) - x).detach() has the value of f(x) and the gradient of x; with "
+    "t = x * g.detach(), f(x).detach() + t - t.detach() has the gradient g",
     "weight_norm _weight_norm*": "torch.nn.utils.parametrizations.weight_norm over dimension 0, or "
     "x / x.norm() written out",
 }

@@ -19,6 +19,8 @@ aten = torch.ops.aten
 _MANY_TAPS = 64
 _LEAST_ROWS = 16
 """Of a matrix product: below that, most of its time goes into packing the other operand."""
+_LARGE_WEIGHT = 400_000
+"""Elements of a weight that ConvTranspose, which packs it once for each example, is slow with."""
 
 Grid = list[int]
 
@@ -38,6 +40,8 @@ def convolution_backward(
             to_features = aten.convolution(*shared, False, [0] * dimensions, groups)
             for axis in range(2, dimensions + 2):
                 to_features = aten.slice(to_features, axis, 0, features.shape[axis])
+        elif _is_faster_turned(weight, stride, padding, dilation, groups):
+            to_features = _turned_convolution(gradient, weight, padding, dilation)
         else:
             extra = [
                 int(features.shape[axis + 2]) + 2 * padding[axis] - 1
@@ -53,6 +57,38 @@ def convolution_backward(
     if output_mask[2]:
         to_bias = gradient.sum([0, *range(2, dimensions + 2)])
     return to_features, to_weight, to_bias
+
+
+def _is_faster_turned(
+    weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> bool:
+    """Whether a convolution of the gradient takes less time than a transposed one.
+
+    The one unfolds the gradient's channels before its matrix product, the other folds those of the
+    features behind it: fewer are better.
+    """
+    outputs, inputs, *window = (int(size) for size in weight.shape)
+    reach = [step * (size - 1) for step, size in zip(dilation, window, strict=True)]
+    fits = all(have <= most for have, most in zip(padding, reach, strict=True))
+    is_small = prod(window) == 1 or not (inputs > outputs or weight.numel() >= _LARGE_WEIGHT)
+    return max(stride) == 1 and groups == 1 and fits and not is_small
+
+
+def _turned_convolution(
+    gradient: Tensor, weight: Tensor, padding: list[int], dilation: list[int]
+) -> Tensor:
+    """The gradient of the features, where the window moves by one: each tap on the other side."""
+    window = [int(size) for size in weight.shape[2:]]
+    backwards = torch.arange(prod(window) - 1, -1, -1, device=weight.device)
+    taps = weight.flatten(2).transpose(0, 1).index_select(2, backwards)
+    around = [
+        step * (size - 1) - pad for step, size, pad in zip(dilation, window, padding, strict=True)
+    ]
+    found: Tensor = aten.convolution(
+        gradient, taps.reshape(int(weight.shape[1]), int(weight.shape[0]), *window), None,
+        [1] * len(window), around, dilation, False, [0] * len(window), 1,
+    )  # fmt: skip
+    return found
 
 
 def _weight_gradient(

@@ -38,6 +38,7 @@ from torch.overrides import TorchFunctionMode
 from coordinator.compiler import step as steps
 from coordinator.compiler.advice import advice
 from coordinator.compiler.options import StepOptions
+from coordinator.compiler.own_gradients import functions_with_own_gradient
 from coordinator.compiler.places import author_line
 from coordinator.compiler.state import ModelState
 from coordinator.compiler.step import SEED, Recipe
@@ -138,7 +139,7 @@ def check_parity(
             if worst is None:
                 return _figures(run)
         assert worst is not None
-        raise CompileError(_refusal(*worst))
+        raise CompileError(_refusal(*worst, run.own_gradients(draw(sizes[0], 0))))
     except PlanError as error:
         raise CompileError(f"the compiled graphs do not run: {error}") from error
     finally:
@@ -212,6 +213,15 @@ class _Run:
         found = self.graphs.run("evaluate.onnx", feeds) | self.graphs.run("predict.onnx", feeds)
         self._compare("evaluation", found, single, double)
         self._compare("torch_evaluation", self.torch_form.evaluate(feeds), single, double)
+
+    def own_gradients(self, batch: Batch) -> list[str]:
+        """The author's functions that bring a backward pass of their own."""
+        data = _tensors(batch) | {SEED: torch.tensor(0)}
+        inputs = self._inputs(data)
+        for name in self.recipe.parameters:
+            inputs[f"p.{name}"] = inputs[f"p.{name}"].detach().requires_grad_()
+        results, _ = steps.forward(self.recipe, inputs)
+        return functions_with_own_gradient(results["loss"])
 
     def _compare(self, what: str, found: Arrays, single: Arrays, double: Arrays) -> None:
         for kind, group in _groups(found).items():
@@ -386,7 +396,14 @@ def _failed(error: Exception) -> CompileError:
     )
 
 
-def _refusal(what: str, distance: float, limit: float) -> str:
+def _refusal(what: str, distance: float, limit: float, own_gradients: list[str]) -> str:
+    if own_gradients and what.startswith("torch."):
+        names = ", ".join(map(repr, own_gradients))
+        return (
+            f"torch.autograd.Function {names} has a backward of its own, which is not the gradient "
+            f"of its forward ({what} lies {distance:.1e} from it, the limit is {limit:.1e}): "
+            f"devices differentiate the forward pass. Instead: {advice('own_gradient')}"
+        )
     return (
         f"the compiled graphs do not compute what eager torch does: {what} lies {distance:.1e} "
         f"from float64 torch, the limit is {limit:.1e} ({FACTOR:g} times the distance of float32 "

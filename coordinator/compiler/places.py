@@ -44,7 +44,7 @@ def place(node: fx.Node) -> str:
 def author_line(error: BaseException) -> str:
     """` at FILE:LINE`: the innermost frame outside of torch and this project, or nothing."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if _is_authors(frame.filename):
+        if is_authors_file(frame.filename):
             return f" at {frame.filename}:{frame.lineno}"
     return ""
 
@@ -52,7 +52,7 @@ def author_line(error: BaseException) -> str:
 def defined(function: Callable[..., Any]) -> str:
     """` (FILE:LINE)` where a function of the author's is written, or nothing."""
     code = getattr(function, "__code__", None)
-    if code is None or not _is_authors(code.co_filename):
+    if code is None or not is_authors_file(code.co_filename):
         return ""
     return f" ({code.co_filename}:{code.co_firstlineno})"
 
@@ -210,7 +210,7 @@ def calling_line() -> str | None:
         file = frame.f_code.co_filename
         if file.startswith(_COMPILER) and file.endswith(_CALLERS):
             return None
-        if _is_authors(file):
+        if is_authors_file(file):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return None
@@ -225,7 +225,8 @@ def _gradient(name: str) -> str:
     return f"the gradient of {name}"
 
 
-def _is_authors(filename: str) -> bool:
+def is_authors_file(filename: str) -> bool:
+    """Whether a file belongs neither to torch, this project nor the standard library."""
     if filename.startswith((_TORCH, _PROJECT, "<")):
         return False
     return not filename.startswith(_STANDARD_LIBRARY) or "site-packages" in filename

@@ -68,14 +68,20 @@ BRANCHES = "the model, loss or metric branches on the values of a tensor"
 PARTS = {"init": 8, "start": 8, "body": 8, "loss": 4, "metric": 4}
 
 
-def compile_with(folder: Path, **parts: str) -> str:
-    """Compile the author's file with these lines in it; the message of the refusal, in which the
-    place of the line that ends in `# !` is called HERE.
-    """
+def write(folder: Path, **parts: str) -> str:
+    """Write a job and the author's file with these lines in it; the file's text."""
     code = {name: indent(parts.get(name, "pass"), " " * PARTS[name]) for name in PARTS}
     source = MODEL.format(**code)
     (folder / "model.py").write_text(source)
     (folder / "job.toml").write_text(JOB)
+    return source
+
+
+def compile_with(folder: Path, **parts: str) -> str:
+    """Compile the author's file with these lines in it; the message of the refusal, in which the
+    place of the line that ends in `# !` is called HERE.
+    """
+    source = write(folder, **parts)
     marked = [number for number, line in enumerate(source.splitlines(), 1) if line.endswith("# !")]
     with pytest.raises(CompileError) as caught:
         compile_job(folder / "job.toml")
@@ -221,3 +227,33 @@ def test_rerun_parts_are_refused(tmp_path: Path) -> None:
     init = "from torch.utils.checkpoint import checkpoint\nself.again = checkpoint"
     body = "x = self.again(self.body, x, use_reentrant=False)"
     assert "without torch.utils.checkpoint" in compile_with(tmp_path, init=init, body=body)
+
+
+OWN_GRADIENT = """
+class Own(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return {forward}
+
+    @staticmethod
+    def backward(context, gradient):
+        (x,) = context.saved_tensors
+        return {backward}
+
+self.own = Own.apply
+"""
+
+
+def test_a_gradient_that_differs_from_the_functions_is_refused(tmp_path: Path) -> None:
+    """Devices differentiate the forward pass, so a function's own backward is not theirs."""
+    init = OWN_GRADIENT.format(forward="x.round()", backward="gradient")
+    message = compile_with(tmp_path, init=init, body="x = self.own(x)")
+    assert "torch.autograd.Function 'Own' has a backward of its own" in message
+    assert "x + (f(x) - x).detach()" in message
+
+
+def test_a_gradient_that_is_the_functions_compiles(tmp_path: Path) -> None:
+    init = OWN_GRADIENT.format(forward="x * x", backward="2 * x * gradient")
+    write(tmp_path, init=init, body="x = self.own(x)")
+    compile_job(tmp_path / "job.toml")

@@ -1,9 +1,12 @@
 """Compiling again what did not change takes the plan from the cache, and nothing else does."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from coordinator.compiler import compile as compiler
 from coordinator.compiler.plan_cache import PlanCache
 from coordinator.jobs.job_file import read_job
 from tests.jobs.test_author import JOB, MODEL
+from tests.plans import compiled
 
 LINES = """
 from pathlib import Path
@@ -138,3 +142,42 @@ def test_without_a_cache_every_call_compiles(job: Path, compiles: list[str]) -> 
     compile_job(job)
     compile_job(job)
     assert len(compiles) == 2
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from coordinator.compiler.plan_cache import PlanCache
+from headwater.plan import Plan
+
+plan = Plan.open(sys.argv[2])
+members = {name: plan.read(name) for name in plan.manifest.members}
+cache = PlanCache(Path(sys.argv[1]), limit_bytes=int(sys.argv[3]))
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(30):
+    cache.write(f"key{turn % 3}", plan.manifest, members)
+    for key in range(3):
+        found = cache.read(f"key{key}")
+        assert found is None or found == (plan.manifest, members)
+"""
+
+
+def test_two_processes_share_a_folder(tmp_path: Path) -> None:
+    """Both write, read and let go of the same entries: each read gives a whole plan or none."""
+    file = tmp_path / "mlp.plan"
+    compiled("mlp").write(file)
+    limit = 2 * file.stat().st_size + 1
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "cache"), str(file), str(limit)]
+    writers = [
+        subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) for _ in range(2)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.communicate("go\n", timeout=120) == ("", "")
+        assert writer.returncode == 0
+    entries = list((tmp_path / "cache").iterdir())
+    assert 1 <= len(entries) <= 3
+    assert all(entry.suffix == ".plan" for entry in entries)

@@ -243,6 +243,25 @@ def test_a_step_without_an_output_is_refused(output: str) -> None:
         open_trainer(plan, "onnxruntime", threads=1)
 
 
+@pytest.mark.parametrize("member", ["train.onnx", "evaluate.onnx"])
+def test_a_graph_that_ends_early_is_refused(member: str) -> None:
+    """A graph that was cut before the plan was made, so that its digest fits."""
+    data = compiled("mlp").members[member]
+    cuts = {0, 1, len(data) - 1, *range(7, len(data), len(data) // 40)}
+    for cut in sorted(cuts):
+        with pytest.raises(PlanError):
+            open_trainer(plan_with({member: data[:cut]}), "onnxruntime", threads=1)
+
+
+@pytest.mark.parametrize("member", ["forward.aten.json", "apply.aten.json", "evaluate.aten.json"])
+def test_a_torch_graph_that_ends_early_is_refused(member: str) -> None:
+    data = compiled("mlp").members[member]
+    cuts = {0, 1, len(data) - 1, *range(7, len(data), len(data) // 40)}
+    for cut in sorted(cuts):
+        with pytest.raises(PlanError):
+            open_trainer(plan_with({member: data[:cut]}), "torch", threads=1, device="cpu")
+
+
 def torch_plan(member: str, change: Callable[[dict[str, Any]], None]) -> Plan:
     """The MLP's plan with one member of the torch form changed."""
     graph = json.loads(compiled("mlp").members[member])

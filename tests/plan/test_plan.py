@@ -2,6 +2,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -187,9 +188,21 @@ def test_swapped_members_are_refused(plan_file: Path) -> None:
 
 
 def test_a_truncated_file_is_refused(plan_file: Path) -> None:
-    plan_file.write_bytes(plan_file.read_bytes()[:-40])
-    with pytest.raises(PlanError, match="damaged or not a plan"):
-        Plan.open(plan_file)
+    """Cut at every kind of boundary: before and after each member's header and bytes, within them,
+    and within the directory at the end."""
+    whole = plan_file.read_bytes()
+    with zipfile.ZipFile(plan_file) as archive:
+        starts = [info.header_offset for info in archive.infolist()]
+        directory = archive.start_dir
+    cuts = {0, 1, directory, directory + 1, directory + 46, len(whole) - 22, len(whole) - 1}
+    for start, end in pairwise([*starts, directory]):
+        cuts |= {start, start + 30, (start + end) // 2, end - 1}
+    for cut in sorted(cuts):
+        plan_file.write_bytes(whole[:cut])
+        with pytest.raises(PlanError, match="damaged or not a plan"):
+            Plan.open(plan_file)
+    plan_file.write_bytes(whole)
+    Plan.open(plan_file)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

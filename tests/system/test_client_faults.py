@@ -138,3 +138,22 @@ def test_bad_data_on_one_client(fleet: Fleet, tmp_path: Path) -> None:
     # The second round does not ask them again.
     assert [one.offered for one in rounds] == [1 + len(cases), 1]
     assert all("its last assignment" in reason for reason in rounds[1].not_selected)
+
+
+def test_a_loss_that_is_not_finite_in_the_first_step(fleet: Fleet) -> None:
+    """Readings so large that the first loss overflows: the assignment stops with the reason, and
+    without another client the round changes nothing; one that can train is not disturbed."""
+    wild = write_examples(fleet.folder / "wild.npz", seed=3)
+    arrays = dict(np.load(wild))
+    np.savez(wild, x=np.sign(arrays["x"]) * np.float32(3e38), y=arrays["y"])
+    fleet.client("wild", data=wild)
+    alone = fleet.submit(count=1, cohort=1, quorum=1, deadline_seconds=5)
+    row = fleet.wait_row(alone, "wild", "failed")
+    assert "the loss became nan at step 1 of 12" in row.reason, row.reason
+    eventually(lambda: fleet.rounds(alone)[0].state == "abandoned", "the end of the lone round")
+    assert len(set(fleet.digests(alone))) == 1
+    fleet.control.change(alone, "cancel")
+    fleet.client("able")
+    job = fleet.submit(count=1, quorum=1)
+    assert [one.state for one in fleet.finish(job)] == ["committed"]
+    assert fleet.ledger(job)["able"].fold_weight == 1.0

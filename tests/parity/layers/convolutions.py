@@ -19,6 +19,9 @@ LAYERS = {
     "Conv2d, unequal sides": Layer(lambda: nn.Conv2d(4, 3, (3, 2), (2, 1), (0, 1)), IMAGE),
     "Conv2d, large window": Layer(lambda: nn.Conv2d(4, 4, (8, 9), padding=4, groups=2), IMAGE),
     "Conv2d, padding same": Layer(lambda: nn.Conv2d(4, 3, 4, padding="same", dilation=2), IMAGE),
+    "Conv2d, padded and dilated": Layer(
+        lambda: nn.Conv2d(4, 3, (3, 2), padding=(3, 1), dilation=(2, 1)), IMAGE
+    ),
     "Conv2d, reflect": Layer(lambda: nn.Conv2d(4, 3, 3, padding=2, padding_mode="reflect"), IMAGE),
     "Conv2d, replicate": Layer(
         lambda: nn.Conv2d(4, 3, 3, padding=1, padding_mode="replicate"), IMAGE
