@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import coordinator.compiler.portable_operators  # noqa: F401 - defines torch.ops.headwater
+from coordinator.compiler.depthwise import is_small_depthwise, small_gradients
 
 aten = torch.ops.aten
 
@@ -34,6 +35,12 @@ def convolution_backward(
     dimensions = features.dim() - 2
     stride, padding, dilation = (spread(value, dimensions) for value in (stride, padding, dilation))
     to_features = to_weight = to_bias = None
+    positions = [int(size) for size in gradient.shape[2:]]
+    if not transposed and is_small_depthwise(features, weight, positions, groups):
+        to_features, to_weight = small_gradients(
+            gradient, features, weight, stride, padding, dilation, output_mask
+        )
+        output_mask = [False, False, output_mask[2]]
     if output_mask[0]:
         shared = (gradient, weight, None, stride, padding, dilation)
         if transposed:
@@ -65,28 +72,31 @@ def _is_faster_turned(
     """Whether a convolution of the gradient takes less time than a transposed one.
 
     The one unfolds the gradient's channels before its matrix product, the other folds those of the
-    features behind it: fewer are better.
+    features behind it: fewer are better, and a window of one point needs no unfolding at all.
     """
     outputs, inputs, *window = (int(size) for size in weight.shape)
     reach = [step * (size - 1) for step, size in zip(dilation, window, strict=True)]
-    fits = all(have <= most for have, most in zip(padding, reach, strict=True))
-    is_small = prod(window) == 1 or not (inputs > outputs or weight.numel() >= _LARGE_WEIGHT)
-    return max(stride) == 1 and groups == 1 and fits and not is_small
+    fits = all(pad <= most for pad, most in zip(padding, reach, strict=True))
+    is_fast = prod(window) == 1 or inputs > outputs or weight.numel() >= _LARGE_WEIGHT
+    return max(stride) == 1 and groups == 1 and fits and is_fast
 
 
 def _turned_convolution(
     gradient: Tensor, weight: Tensor, padding: list[int], dilation: list[int]
 ) -> Tensor:
     """The gradient of the features, where the window moves by one: each tap on the other side."""
-    window = [int(size) for size in weight.shape[2:]]
-    backwards = torch.arange(prod(window) - 1, -1, -1, device=weight.device)
-    taps = weight.flatten(2).transpose(0, 1).index_select(2, backwards)
+    outputs, inputs, *window = (int(size) for size in weight.shape)
+    taps = weight.flatten(2).transpose(0, 1)
+    if prod(window) > 1:
+        backwards = torch.arange(prod(window) - 1, -1, -1, device=weight.device)
+        taps = taps.index_select(2, backwards)
     around = [
         step * (size - 1) - pad for step, size, pad in zip(dilation, window, padding, strict=True)
     ]
+    ones, zeros = [1] * len(window), [0] * len(window)
     found: Tensor = aten.convolution(
-        gradient, taps.reshape(int(weight.shape[1]), int(weight.shape[0]), *window), None,
-        [1] * len(window), around, dilation, False, [0] * len(window), 1,
+        gradient, taps.reshape(inputs, outputs, *window), None,
+        ones, around, dilation, False, zeros, 1,
     )  # fmt: skip
     return found
 

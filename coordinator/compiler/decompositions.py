@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from coordinator.compiler.convolution_gradients import CONVOLUTION_GRADIENTS
+from coordinator.compiler.depthwise import small_convolution
 from coordinator.compiler.normalization_forms import NORMALIZATION_FORMS
 from coordinator.compiler.pooling_forms import POOLING_FORMS
 
@@ -37,6 +38,11 @@ max_pool2d_with_indices max_pool2d_with_indices_backward max_pool3d_with_indices
 max_pool3d_with_indices_backward
 """.split()  # noqa: SIM905 - a table reads better as words
 """Lowered directly. The stock decomposition of floor_divide goes through floating division."""
+
+
+def training_table() -> dict[Any, Callable[..., Any]]:
+    """`table`, with forms that are faster where weights are inputs, as they are in training."""
+    return {**table(), aten.convolution.default: small_convolution}
 
 
 @cache

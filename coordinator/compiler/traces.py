@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from coordinator.compiler import step as steps
-from coordinator.compiler.decompositions import table
+from coordinator.compiler.decompositions import table, training_table
 from coordinator.compiler.losses import Loss
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
 from coordinator.compiler.state import ModelState, model_state
@@ -97,7 +97,8 @@ def decomposed(traces: Traces) -> dict[str, TracedStep]:
     found = {}
     for member, (trace, outputs) in traces.cuts.items():
         if id(trace) not in done:
-            done[id(trace)] = decompose(trace, table())
+            forms = training_table() if trace is traces.training else table()
+            done[id(trace)] = decompose(trace, forms)
         found[member] = done[id(trace)].select(outputs)
     return found
 

@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from headwater.batch import TensorSignature
-from tests.models.whole import Whole
+from tests.models.whole import SMALL_STEPS, Whole
 from tests.zoo import Case
 
 Activation = Callable[[], nn.Module]
@@ -178,7 +178,8 @@ _V3_TINY = (
 def _case(side: int, classes: int, build: Callable[..., nn.Module], *settings: object) -> Case:
     image = TensorSignature("image", (3, side, side), "float32")
     label = TensorSignature("label", (), "int64", classes)
-    return Case(partial(build, *settings, classes), (image,), (label,))
+    model = partial(build, *settings, classes)
+    return Case(model, (image,), (label,), optimizer=SMALL_STEPS)
 
 
 MODELS = {

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwater.batch import TensorSignature
-from tests.models.whole import Whole
+from tests.models.whole import SMALL_STEPS, Whole
 from tests.zoo import Case
 
 
@@ -59,7 +59,8 @@ class ResNet(nn.Sequential):
 def _case(side: int, standard_stem: bool, widths: Sequence[int], blocks: int, classes: int) -> Case:
     image = TensorSignature("image", (3, side, side), "float32")
     label = TensorSignature("label", (), "int64", classes)
-    return Case(partial(ResNet, standard_stem, widths, blocks, classes), (image,), (label,))
+    model = partial(ResNet, standard_stem, widths, blocks, classes)
+    return Case(model, (image,), (label,), optimizer=SMALL_STEPS)
 
 
 _WIDTHS = (64, 128, 256, 512)

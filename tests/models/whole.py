@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from tests.zoo import Case
 
+SMALL_STEPS: dict[str, object] = {"name": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+"""For deep networks with kinks: at five times this rate rounding alone throws units of a full-size
+one across their kink within five steps, after which parity says nothing.
+"""
+
 
 @dataclass(frozen=True)
 class Whole:

@@ -1,4 +1,4 @@
-"""A layer as a case of the zoo: a trained scale, the layer, then a linear map to three classes.
+"""A layer as a case of the zoo: a trained scale, the layer, then a linear map to three values.
 
 The scale lets a gradient pass through the layer; inputs that are numbers of rows go in as they are.
 """
@@ -13,7 +13,7 @@ from headwater.batch import TensorSignature
 from tests.zoo import Case
 
 VECTOR, SEQUENCE, SIGNAL, IMAGE, VOLUME = (6,), (3, 6), (4, 8), (4, 8, 8), (2, 4, 4, 4)
-CLASS = TensorSignature("label", (), "int64", 3)
+VALUES = TensorSignature("values", (3,), "float32")
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,16 @@ class Layer:
     dtype: str = "float32"
     maximum: int | None = None
     settings: dict[str, object] = field(
-        default_factory=lambda: {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+        default_factory=lambda: {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9}
     )
 
     def case(self) -> Case:
         """What a plan of this layer needs."""
         signature = TensorSignature("x", self.shape, self.dtype, self.maximum)
-        return Case(self._model, (signature,), (CLASS,), metrics=(), optimizer=self.settings)
+        return Case(
+            self._model, (signature,), (VALUES,), loss="mse_loss", metrics=(),
+            optimizer=self.settings,
+        )  # fmt: skip
 
     def _model(self) -> nn.Module:
         layer = self.build()

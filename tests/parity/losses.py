@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from coordinator.compiler.losses import loss_function
 from headwater.batch import TensorSignature
-from tests.parity.layer import CLASS, VECTOR
+from tests.parity.layer import VECTOR
 from tests.zoo import Case
 
+CLASS = TensorSignature("label", (), "int64", 3)
 NUMBERS = TensorSignature("y", (3,), "float32")
 YES_OR_NO = TensorSignature("y", (3,), "bool")
 CLASSES = TensorSignature("y", (3,), "int64", 3)
