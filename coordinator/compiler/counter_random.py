@@ -43,7 +43,8 @@ def keep_mask(seed: Tensor, site: int, shape: Sequence[Any], probability: float)
 
 
 def _keep_mask(seed: Tensor, site: int, shape: Sequence[Any], probability: float) -> Tensor:
-    return (_drawn(seed, site, shape) >= round(probability * 2**32)).reshape(tuple(shape))
+    drawn = _scrambled(seed, site, shape)  # the last step of the mixer changes low bits alone
+    return (drawn >= round(probability * 2**32)).reshape(tuple(shape))
 
 
 def uniform(seed: Tensor, site: int, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
@@ -74,13 +75,22 @@ def normal(seed: Tensor, site: int, shape: Sequence[Any], dtype: torch.dtype) ->
 
 def _drawn(seed: Tensor, site: int, shape: Sequence[Any]) -> Tensor:
     """A 32-bit number (held in int64) for each element, as a vector."""
+    value = _scrambled(seed, site, shape)
+    return value ^ _shifted(value, 16)
+
+
+def _scrambled(seed: Tensor, site: int, shape: Sequence[Any]) -> Tensor:
+    """The same before the mixer's last step, which only spreads high bits to low ones.
+
+    A plan's tensors have fewer than 2**31 elements, so a counter times its stride fits in 63 bits.
+    """
     count = 1
     for size in shape:
         count = count * size
     key = _mix((seed & _MASK) ^ ((site * _SITE_STRIDE) & _MASK))
     key = _mix(key ^ (_shifted(seed, 32) & _MASK))
     counter = torch.arange(count, dtype=torch.int64, device=seed.device)
-    return _mix((((counter & _MASK) * _COUNTER_STRIDE) & _MASK) ^ key)
+    return _mixed_high(((counter * _COUNTER_STRIDE) & _MASK) ^ key)
 
 
 _LIBRARY.impl("keep_mask", _keep_mask, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
@@ -89,11 +99,16 @@ KEEP_MASK = torch.ops.headwater.keep_mask.default
 
 def _mix(value: Tensor) -> Tensor:
     """A bijection of 32-bit values (held in int64) in which each bit depends on all."""
+    value = _mixed_high(value)
+    return value ^ _shifted(value, 16)
+
+
+def _mixed_high(value: Tensor) -> Tensor:
+    """All of the mixer but its last step: high bits depend on all bits."""
     value = value ^ _shifted(value, 16)
     value = (value * _FIRST_MULTIPLIER) & _MASK
     value = value ^ _shifted(value, 15)
-    value = (value * _SECOND_MULTIPLIER) & _MASK
-    return value ^ _shifted(value, 16)
+    return (value * _SECOND_MULTIPLIER) & _MASK
 
 
 def _shifted(value: Tensor, bits: int) -> Tensor:

@@ -142,13 +142,13 @@ def nll_loss_backward(
         ).squeeze(0)
     classes = torch.arange(int(log_probabilities.shape[1]), device=target.device)
     hit = (target.unsqueeze(1) == classes) & (target != ignore_index).unsqueeze(1)
-    found = -hit.to(log_probabilities.dtype)
+    found = hit.to(log_probabilities.dtype)
     if weight is not None:
         found = found * weight
     if reduction == 1:
         # all may be ignored
         gradient = gradient / torch.where(total_weight == 0, 1.0, total_weight)
-    return found * (gradient.unsqueeze(1) if gradient.dim() else gradient)
+    return found * (-gradient.unsqueeze(1) if gradient.dim() else -gradient)
 
 
 def hardtanh_backward(gradient: Tensor, features: Tensor, low: float, high: float) -> Tensor:

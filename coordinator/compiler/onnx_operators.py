@@ -266,6 +266,8 @@ def _threshold_backward(context: Context, gradient: Value, value: Value, thresho
 def _clamp(context: Context, value: Value, low: Any = None, high: Any = None) -> Result:
     dtype = context.result.dtype
     name = context.operand(value, dtype)
+    if isinstance(low, int | float) and isinstance(high, int | float) and low <= high:
+        return context.op("Clip", name, context.operand(low, dtype), context.operand(high, dtype))
     if low is not None:
         name = context.op("Max", name, context.operand(low, dtype))
     return name if high is None else context.op("Min", name, context.operand(high, dtype))

@@ -38,8 +38,8 @@ _FLATBUFFER_MARK = b"ORTM"
 OPERATORS = frozenset(
     """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
-    BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Concat Constant Conv ConvTranspose Cos Cosh
-    CumSum Div Equal Erf Exp Expand Floor Gather GatherElements GatherND Gelu Gemm Greater
+    BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Clip Concat Constant Conv ConvTranspose Cos
+    Cosh CumSum Div Equal Erf Exp Expand Floor Gather GatherElements GatherND Gelu Gemm Greater
     GreaterOrEqual HardSigmoid Identity IsInf IsNaN Less LessOrEqual Log LogSoftmax MatMul Max
     MaxPool MaxUnpool Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin
     ReduceProd ReduceSum Relu Reshape Round Scan ScatterElements ScatterND Shape Sigmoid Sign Sin

@@ -169,6 +169,13 @@ def test_integer_arithmetic_is_exact() -> None:
     )  # fmt: skip
 
 
+def test_a_clamp_hands_on_what_is_not_a_number() -> None:
+    """Else a model with ReLU6 would hide that it diverged; lengths of every vector path."""
+    for count in (1, 4, 7, 8, 9, 16, 33):
+        values = torch.full((count,), torch.nan)
+        assert_same(lambda t: {"y": t["t0"].clamp(0.0, 6.0)}, numbered(values))
+
+
 def test_types_are_promoted_as_torch_does() -> None:
     assert_same(
         lambda t: {
