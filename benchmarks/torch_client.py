@@ -9,14 +9,14 @@ is the median of the turns' ratios: above 1 the trainer is faster. One turn to w
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import click
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.report import Report, median
 from coordinator.compiler.compile import CompiledPlan, compile_plan
@@ -24,89 +24,13 @@ from edge_client.trainers.torch_device import torch_device
 from edge_client.trainers.torch_trainer import TorchTrainer
 from headwater.batch import Batch, TensorSignature
 from headwater.plan import Plan
+from tests.models.resnet import ResNet
+from tests.models.transformer import Gpt
 
 _COLUMNS = {
     "model": "model", "parameters": "parameters", "batch": "batch", "device": "device",
     "options": "options", "trainer_ms": "trainer ms", "loop_ms": "loop ms", "ratio": "ratio",
 }  # fmt: skip
-
-
-class Residual(nn.Module):
-    """Two convolutions with batch norm beside a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
-        )  # fmt: skip
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[batch, channel, height, width] in and out."""
-        return F.relu(self.body(images) + self.shortcut(images), inplace=True)
-
-
-def resnet18() -> nn.Module:
-    """ResNet-18 with the stem for 32 x 32 images: He, Zhang, Ren, Sun, "Deep residual learning for
-    image recognition", CVPR 2016."""
-    widths = (64, 64, 128, 256, 512)
-    blocks = [
-        Residual(inputs if first else outputs, outputs, 2 if first and inputs < outputs else 1)
-        for inputs, outputs in pairwise(widths)
-        for first in (True, False)
-    ]
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
-        *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10),
-    )  # fmt: skip
-
-
-class Attention(nn.Module):
-    """One block of a causal transformer, with the norms first."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.projections = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[batch, time, width] in and out."""
-        batch, length, width = hidden.shape
-        shape = (batch, length, self.heads, width // self.heads)
-        parts = self.projections(self.norm(hidden)).split(width, -1)
-        query, key, value = (part.view(shape).transpose(1, 2) for part in parts)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        hidden = hidden + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-        output: Tensor = hidden + self.feed_forward(hidden)
-        return output
-
-
-class Gpt(nn.Module):
-    """A causal language model of characters: 10.7 million parameters."""
-
-    def __init__(self, length: int = 64, tokens: int = 65, width: int = 384) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(tokens, width)
-        self.positions = nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(Attention(width, 6) for _ in range(6)))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, tokens, bias=False))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[batch, time] token numbers to [batch, time, token] scores."""
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        output: Tensor = self.head(self.blocks(self.tokens(tokens) + self.positions(places)))
-        return output
 
 
 @dataclass(frozen=True)
@@ -122,13 +46,14 @@ class Case:
 
 CASES = {
     "resnet18": Case(
-        resnet18, TensorSignature("image", (3, 32, 32), "float32"),
+        partial(ResNet, False, (64, 128, 256, 512), 2, 10),
+        TensorSignature("image", (3, 32, 32), "float32"),
         TensorSignature("label", (), "int64", maximum=10),
         {"name": "sgd", "learning_rate": 0.01, "momentum": 0.9},
         lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
     ),
     "gpt": Case(
-        Gpt, TensorSignature("tokens", (64,), "int64", maximum=65),
+        partial(Gpt, 65, 64, 384, 6, 6, 0.0), TensorSignature("tokens", (64,), "int64", maximum=65),
         TensorSignature("next_tokens", (64,), "int64", maximum=65),
         {"name": "adamw", "learning_rate": 0.001, "weight_decay": 0.1},
         lambda parameters: torch.optim.AdamW(parameters, lr=0.001, weight_decay=0.1),

@@ -79,6 +79,18 @@ def embedding_dense_backward(
     return found
 
 
+def between(start: Tensor, end: Tensor, weight: float) -> Tensor:
+    """lerp, from the nearer end, as torch's kernel computes it."""
+    if abs(weight) < 0.5:
+        return start + weight * (end - start)
+    return end - (end - start) * (1 - weight)
+
+
+def added_product(start: Tensor, left: Tensor, right: Tensor, *, value: float = 1) -> Tensor:
+    """addcmul, without a product with 1."""
+    return start + (left * right if value == 1 else value * (left * right))
+
+
 def running_product(values: Tensor, dimension: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """cumprod in log2(size) products: Hillis, Steele, "Data parallel algorithms", CACM, 1986."""
     return _running(torch.mul, values if dtype is None else values.to(dtype), dimension)
@@ -174,6 +186,8 @@ _OURS: dict[Any, Callable[..., Any]] = {
     aten.hardtanh_backward.default: hardtanh_backward,
     aten.hardswish_backward.default: hardswish_backward,
     aten.leaky_relu_backward.default: leaky_relu_backward,
+    aten.lerp.Scalar: between,
+    aten.addcmul.default: added_product,
     aten.cumprod.default: running_product,
     aten.logcumsumexp.default: running_log_sum,
     aten.hypot.default: length_of_legs,

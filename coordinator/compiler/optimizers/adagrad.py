@@ -15,6 +15,7 @@ from coordinator.compiler.optimizers.optimizer import (
     Optimizer,
     check_epsilon,
     check_settings,
+    moved,
     penalized,
 )
 
@@ -60,9 +61,10 @@ class Adagrad(Optimizer):
     ) -> tuple[Tensor, list[Tensor]]:
         """One step, scaled by the root of the accumulator."""
         gradient = penalized(gradient, parameter, self.weight_decay)
-        accumulator = slots[0] + gradient * gradient
+        accumulator = torch.addcmul(slots[0], gradient, gradient)
         rate = learning_rate / shared[0] if shared else learning_rate
-        return parameter - rate * (gradient / (accumulator.sqrt() + self.epsilon)), [accumulator]
+        direction = gradient / (accumulator.sqrt() + self.epsilon)
+        return moved(parameter, direction, rate), [accumulator]
 
     def eager_settings(self) -> dict[str, Any]:
         """Named as in torch."""

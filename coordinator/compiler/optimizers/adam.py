@@ -16,6 +16,7 @@ from coordinator.compiler.optimizers.optimizer import (
     Optimizer,
     check_epsilon,
     check_settings,
+    moved,
     penalized,
 )
 
@@ -64,14 +65,15 @@ class Adam(Optimizer):
     ) -> tuple[Tensor, list[Tensor]]:
         """One bias-corrected step."""
         parameter, gradient = self._decayed(parameter, gradient, learning_rate)
-        first = self.beta1 * slots[0] + (1 - self.beta1) * gradient
-        second = self.beta2 * slots[1] + (1 - self.beta2) * (gradient * gradient)
+        first = torch.lerp(slots[0], gradient, 1 - self.beta1)
+        second = torch.addcmul(self.beta2 * slots[1], gradient, gradient, value=1 - self.beta2)
         new = [first, second]
         if self.amsgrad:
             new.append(torch.maximum(slots[2], second))
-        denominator = new[-1].sqrt() / shared[1].sqrt() + self.epsilon
-        step = learning_rate / shared[0]
-        return parameter - step * (first / denominator), new
+        # both sides of the quotient times the root of the correction: one pass less
+        scale = shared[1].sqrt()
+        denominator = new[-1].sqrt() + scale * self.epsilon
+        return moved(parameter, first / denominator, learning_rate * (scale / shared[0])), new
 
     def eager_settings(self) -> dict[str, Any]:
         """Named as in torch."""
@@ -99,4 +101,4 @@ class AdamW(Adam):
     ) -> tuple[Tensor, Tensor]:
         if not self.weight_decay:
             return parameter, gradient
-        return parameter - (learning_rate * self.weight_decay) * parameter, gradient
+        return parameter * (1 - learning_rate * self.weight_decay), gradient

@@ -92,4 +92,9 @@ def check_epsilon(optimizer: Optimizer, epsilon: float) -> None:
 
 def penalized(gradient: Tensor, parameter: Tensor, weight_decay: float) -> Tensor:
     """The gradient with that of the L2 penalty, `weight_decay * parameter`."""
-    return gradient + weight_decay * parameter if weight_decay else gradient
+    return torch.add(gradient, parameter, alpha=weight_decay) if weight_decay else gradient
+
+
+def moved(parameter: Tensor, direction: Tensor, learning_rate: Tensor) -> Tensor:
+    """The parameter one step against the direction: one pass over memory in torch."""
+    return torch.addcmul(parameter, direction, -learning_rate)

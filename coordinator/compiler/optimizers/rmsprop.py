@@ -16,6 +16,7 @@ from coordinator.compiler.optimizers.optimizer import (
     Optimizer,
     check_epsilon,
     check_settings,
+    moved,
     penalized,
 )
 
@@ -56,17 +57,18 @@ class RmsProp(Optimizer):
     ) -> tuple[Tensor, list[Tensor]]:
         """One step, scaled by the root of the running mean of squares."""
         gradient = penalized(gradient, parameter, self.weight_decay)
-        variance = self.alpha * slots[0] + (1 - self.alpha) * (gradient * gradient)
+        rest = 1 - self.alpha
+        variance = torch.addcmul(self.alpha * slots[0], gradient, gradient, value=rest)
         new = [variance]
         if self.centered:
-            mean = self.alpha * slots[1] + (1 - self.alpha) * gradient
+            mean = torch.lerp(slots[1], gradient, rest)
             variance = (variance - mean * mean).clamp(min=0.0)
             new.append(mean)
         direction = gradient / (variance.sqrt() + self.epsilon)
         if self.momentum:
-            direction = self.momentum * slots[-1] + direction
+            direction = torch.add(direction, slots[-1], alpha=self.momentum)
             new.append(direction)
-        return parameter - learning_rate * direction, new
+        return moved(parameter, direction, learning_rate), new
 
     def eager_settings(self) -> dict[str, Any]:
         """Named as in torch."""

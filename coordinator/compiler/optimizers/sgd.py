@@ -12,7 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from coordinator.compiler.optimizers.optimizer import Optimizer, check_settings, penalized
+from coordinator.compiler.optimizers.optimizer import (
+    Optimizer,
+    check_settings,
+    moved,
+    penalized,
+)
 from headwater.errors import CompileError
 
 
@@ -64,11 +69,13 @@ class Sgd(Optimizer):
         """One step of gradient descent."""
         gradient = penalized(gradient, parameter, self.weight_decay)
         if not self.momentum:
-            return parameter - learning_rate * gradient, []
+            return moved(parameter, gradient, learning_rate), []
         added = shared[0] * gradient if shared else gradient
-        velocity = self.momentum * slots[0] + added
-        direction = gradient + self.momentum * velocity if self.nesterov else velocity
-        return parameter - learning_rate * direction, [velocity]
+        velocity = torch.add(added, slots[0], alpha=self.momentum)
+        direction = velocity
+        if self.nesterov:
+            direction = torch.add(gradient, velocity, alpha=self.momentum)
+        return moved(parameter, direction, learning_rate), [velocity]
 
     def eager_settings(self) -> dict[str, Any]:
         """Named as in torch."""
