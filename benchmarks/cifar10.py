@@ -33,7 +33,7 @@ from headwater.sources import open_source
 if TYPE_CHECKING:
     import torch
 
-    from coordinator.compiler.compile import CompiledPlan
+    from coordinator.compiler.compiled_plan import CompiledPlan
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "cifar10"
 TRAINERS = ("onnxruntime", "onnxruntime", "torch", "torch")

@@ -19,7 +19,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 from benchmarks.report import Report, median
-from coordinator.compiler.compile import CompiledPlan, compile_plan
+from coordinator.compiler.compile import compile_plan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from edge_client.trainers.torch_device import torch_device
 from edge_client.trainers.torch_trainer import TorchTrainer
 from headwater.batch import Batch, TensorSignature

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.compiler.plan_cache import PlanCache, opened_files, plan_key
 from coordinator.jobs.factory import JobCode
 from coordinator.jobs.job_file import read_job
@@ -21,7 +22,6 @@ from headwater.errors import CompileError, require
 from headwater.safetensors import read_tensors
 
 if TYPE_CHECKING:
-    from coordinator.compiler.compile import CompiledPlan
     from coordinator.compiler.options import StepOptions
 
 Progress = Callable[[str], None]
@@ -34,7 +34,7 @@ def compile_job(
     *,
     folder: str | Path = ".",
     cache: PlanCache | None = None,
-) -> "CompiledPlan":
+) -> CompiledPlan:
     """Compile a job's model, loss and optimizer to a plan.
 
     The plan is also written where `output` names a path. `job` is the path of a job file, or a
@@ -60,10 +60,9 @@ def compile_job(
 
 def _compiled(
     spec: JobSpec, folder: Path, progress: Progress | None, cache: PlanCache | None
-) -> "CompiledPlan":
+) -> CompiledPlan:
     require("onnx", extra="author", purpose="compile a model")
     torch = require("torch", extra="author", purpose="compile a model")
-    from coordinator.compiler.compile import CompiledPlan, compile_plan
 
     with JobCode(folder) as code, torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -80,6 +79,8 @@ def _compiled(
             if progress is not None:
                 progress("the plan of this job is in the cache")
             return CompiledPlan(*known)
+        from coordinator.compiler.compile import compile_plan  # seconds to import
+
         plan = compile_plan(
             model,
             loss,

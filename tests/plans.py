@@ -1,9 +1,13 @@
 """Compiled plans of the zoo, each made once in a run and shared by the areas that need it."""
 
+import os
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
-from coordinator.compiler.compile import CompiledPlan, compile_plan
+from coordinator.compiler.compile import compile_plan
+from coordinator.compiler.compiled_plan import CompiledPlan
+from coordinator.compiler.plan_cache import PlanCache
 from headwater.plan import Plan
 from tests.zoo import ZOO, Case
 
@@ -20,8 +24,14 @@ def compile_case(case: Case, name: str, **changed: object) -> CompiledPlan:
 
 @cache
 def compiled(name: str) -> CompiledPlan:
-    """The plan of a zoo model, in memory."""
-    return compile_case(ZOO[name], name)
+    """The plan of a zoo model, in memory; the workers of a run share a folder of them."""
+    shared = PlanCache(Path(os.environ["XDG_CACHE_HOME"]) / "zoo")
+    found = shared.read(name)
+    if found:
+        return CompiledPlan(*found)
+    plan = compile_case(ZOO[name], name)
+    shared.write(name, plan.manifest, plan.members)
+    return plan
 
 
 def opened(plan: CompiledPlan) -> Plan:

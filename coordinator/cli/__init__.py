@@ -10,24 +10,12 @@ import sys
 import click
 
 from coordinator import VERSION
-from headwater.errors import HeadwaterError, MissingExtraError
-
-_EXTRA = "coordinator"
+from coordinator.cli.commands import headwater
+from headwater.errors import HeadwaterError
 
 
 def main() -> None:
     """Run the command, and turn errors into one line and an exit code."""
-    try:
-        from coordinator.cli.commands import headwater
-    except ImportError as error:
-        name = (error.name or "").partition(".")[0]
-        if name in ("", "coordinator", "storage", "headwater"):
-            raise  # a defect of ours, not a package to install
-        click.echo(
-            f"headwater: {name} is needed and not installed: pip install 'headwater[{_EXTRA}]'",
-            err=True,
-        )
-        sys.exit(MissingExtraError.exit_code)
     sys.exit(run(headwater))
 
 

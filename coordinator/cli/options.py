@@ -1,13 +1,15 @@
 """What several commands take, once."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from coordinator.control_client import ControlClient
-from coordinator.database_reader import DatabaseReader
 from headwater.errors import UsageError
+
+if TYPE_CHECKING:
+    from coordinator.database_reader import DatabaseReader
 
 DEFAULT_ADDRESS = "127.0.0.1:7070"
 
@@ -47,6 +49,10 @@ def reading(command: Command) -> Command:
     return json_option(database(coordinator_option(command)))
 
 
-def open_reader(coordinator: str, database: str | None) -> ControlClient | DatabaseReader:
+def open_reader(coordinator: str, database: str | None) -> "ControlClient | DatabaseReader":
     """The running coordinator, or the database where one is named."""
-    return DatabaseReader(database) if database else ControlClient(coordinator)
+    if not database:
+        return ControlClient(coordinator)
+    from coordinator.database_reader import DatabaseReader  # SQLAlchemy: half a second to import
+
+    return DatabaseReader(database)

@@ -16,16 +16,14 @@ evaluation and prediction. For torch the forward pass is traced again, with torc
 Before anything is returned the parity gate compares what the graphs compute with eager torch.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
 from torch import nn
 
 from coordinator.compiler.aten_form import to_json
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.compiler.keras_model import as_module
 from coordinator.compiler.losses import Loss, loss_function
 from coordinator.compiler.metrics import Metric, metric_functions
@@ -42,33 +40,10 @@ from coordinator.compiler.trace import TracedStep
 from coordinator.compiler.traces import decomposed, trace_members
 from headwater.batch import TensorSignature
 from headwater.errors import CompileError, PlanError
-from headwater.manifest import Manifest
-from headwater.plan import write_plan
 from headwater.plan_checks import check_graph
 from headwater.values import check_outputs, training_outputs
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class CompiledPlan:
-    """A plan in memory, past the parity gate. The figures of the gate are `manifest.parity`."""
-
-    manifest: Manifest
-    members: Mapping[str, bytes]
-
-    @property
-    def digest(self) -> str:
-        """The plan's identity, the SHA-256 of its manifest."""
-        return hashlib.sha256(self.manifest.to_bytes()).hexdigest()
-
-    def read(self, member: str) -> bytes:
-        """The bytes of a member."""
-        return self.members[member]
-
-    def write(self, path: str | Path) -> str:
-        """Write a `.plan` file, or a directory where the path has no such suffix; its digest."""
-        return write_plan(path, self.manifest, self.members)
 
 
 def compile_plan(

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coordinator.compiler import compile as compiler
-from coordinator.compiler.compile import CompiledPlan, compile_plan
+from coordinator.compiler.compile import compile_plan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from headwater.batch import TensorSignature
 from headwater.errors import CompileError
 from headwater.graph_runtime import GraphRuntime

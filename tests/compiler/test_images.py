@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coordinator.compiler.compile import CompiledPlan, compile_plan
+from coordinator.compiler.compile import compile_plan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.compiler.counter_random import whole_numbers
 from coordinator.compiler.images import prepared
 from edge_client.fit import generated_batch

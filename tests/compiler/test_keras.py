@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from coordinator.compiler.compile import CompiledPlan, compile_plan
+from coordinator.compiler.compile import compile_plan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from headwater.batch import TensorSignature
 from headwater.errors import CompileError
 from headwater.graph_runtime import GraphRuntime

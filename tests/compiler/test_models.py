@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coordinator.compiler.compile import CompiledPlan, compile_plan
+from coordinator.compiler.compile import compile_plan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.compiler.options import StepOptions
 from headwater.batch import Array, TensorSignature
 from headwater.errors import CompileError

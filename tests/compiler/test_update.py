@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from coordinator.compiler import update
-from coordinator.compiler.compile import CompiledPlan, compile_plan
+from coordinator.compiler.compile import compile_plan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.compiler.optimizers.groups import GroupRule
 from coordinator.compiler.options import StepOptions
 from headwater.batch import Array, TensorSignature

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.author import compile_job
-from coordinator.compiler.compile import CompiledPlan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.engine.attendance import Attendance
 from coordinator.engine.world import World
 from storage.blob_directory import BlobDirectory

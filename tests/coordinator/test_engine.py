@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.compiler.compile import CompiledPlan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.engine.attendance import Attendance, Attendee
 from coordinator.engine.engine import Engine
 from coordinator.engine.policy import ABANDONED_IN_A_ROW

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from coordinator import prediction_model as prediction
 from coordinator.cli import models as commands
-from coordinator.compiler.compile import CompiledPlan, compile_plan
+from coordinator.compiler.compile import compile_plan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.model_file import Format, is_weights_file, write_model
 from coordinator.prediction_model import Origin, prediction_model
 from edge_client.fit import generated_batch

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from coordinator.compiler.compile import CompiledPlan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.engine.engine import Engine
 from coordinator.engine.world import World
 from storage import rounds

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import select
 
-from coordinator.compiler.compile import CompiledPlan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.engine.engine import Engine
 from coordinator.engine.world import World
 from coordinator.services.control import ControlService

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.author import compile_job
-from coordinator.compiler.compile import CompiledPlan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from tests.postgresql import postgresql_server
 from tests.system.fleet import Fleet, FleetFactory, fleets
 from tests.system.training import write_job

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from coordinator.compiler.compile import CompiledPlan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from headwater.errors import HeadwaterError
 from headwater.layout import Layout
 from headwater.status import error_of, translated

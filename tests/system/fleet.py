@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coordinator.compiler.compile import CompiledPlan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.control_client import ControlClient
 from headwater.v1 import control_pb2
 from tests.system.device import Device

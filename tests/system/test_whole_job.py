@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from coordinator.cli.models import models
-from coordinator.compiler.compile import CompiledPlan
+from coordinator.compiler.compiled_plan import CompiledPlan
 from tests.postgresql import PostgresqlServer
 from tests.system.fleet import Fleet, fleets
 from tests.system.processes import run
