@@ -3,6 +3,8 @@
 import json
 import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,23 @@ def test_logs_for_programs(new_fleet: FleetFactory) -> None:
     process.stop()
     lines = [json.loads(line) for line in process.text.splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [
+        (["jobs", "list", "--help"], {"sqlalchemy", "alembic", "torch", "onnxruntime"}),
+        (["submit", "--help"], {"sqlalchemy", "alembic", "torch", "onnxruntime"}),
+        (["serve", "--help"], {"torch"}),
+    ],
+)
+def test_a_command_imports_what_it_uses(arguments: list[str], heavy: set[str]) -> None:
+    """Each of these takes up to seconds, which a command that does not need it need not wait."""
+    code = (
+        "import sys; from coordinator.cli import commands, run;"
+        f"run(commands.headwater, {arguments}); print('imported', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.rpartition("imported")[2].split())
+    assert "click" in imported
+    assert not heavy & imported
