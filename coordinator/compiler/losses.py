@@ -123,7 +123,7 @@ def class_dimension(output: Any, target: Tensor) -> int:
             raise CompileError(
                 f"an output {shape_of(output)} with targets {shape_of(target)} can hold the "
                 "classes in the second or the last dimension: write the loss as a function of your "
-                "own"
+                "own, F.cross_entropy(output.movedim(-1, 1), target) where they are last"
             )
         if second or last:
             return 1 if second else output.dim() - 1

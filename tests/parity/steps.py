@@ -29,9 +29,9 @@ _LEAST = 3e-7
 """Of a tensor's largest value: some units in the last place of float32."""
 
 
-def batches(case: Case, count: int) -> list[Batch]:
-    """Batches of unequal size, as at the end of an epoch."""
-    return [batch(case, 6 if step % 2 else 9, step) for step in range(count)]
+def batches(case: Case, count: int, draw: int = 0) -> list[Batch]:
+    """Batches of unequal size, as at the end of an epoch; other ones for each `draw`."""
+    return [batch(case, 6 if step % 2 else 9, 100 * draw + step) for step in range(count)]
 
 
 def started(plan: Plan, backend: str) -> Trainer:
@@ -71,9 +71,11 @@ def distances(layout: Layout, found: Weights, exact: dict[str, Array]) -> dict[s
     }
 
 
-def distance_in_yardsticks(plan: Plan, case: Case, backend: str, count: int) -> dict[str, float]:
+def distance_in_yardsticks(
+    plan: Plan, case: Case, backend: str, count: int, draw: int = 0
+) -> dict[str, float]:
     """How far each tensor lies from float64 after some steps; infinity where it is not finite."""
-    steps = batches(case, count)
+    steps = batches(case, count, draw)
     exact = eager(case, steps, torch.float64)
     single = plan.layout.flatten(eager(case, steps, torch.float32))
     yardsticks = distances(plan.layout, single, exact)
