@@ -25,7 +25,7 @@ def keep_mask(
     `seed` is an int64 scalar, on the CPU or the device; `site` numbers the places that draw.
     """
     counter = torch.arange(prod(shape), dtype=torch.int32, device=device)
-    drawn = _mix(counter.mul_(_COUNTER_STRIDE).bitwise_xor_(_key(seed, site)))
+    drawn = _mixed_high(counter.mul_(_COUNTER_STRIDE).bitwise_xor_(_key(seed, site)))
     least = min(round(probability * 2 * _HALF), 2 * _HALF - 1)
     # with the sign turned, signed numbers compare as unsigned ones do
     return (drawn.bitwise_xor_(-_HALF) >= least - _HALF).reshape(tuple(shape))
@@ -39,9 +39,14 @@ def _key(seed: torch.Tensor, site: int) -> torch.Tensor:
 
 def _mix(value: torch.Tensor) -> torch.Tensor:
     """In place: a bijection of 32-bit values in which each bit depends on all."""
-    value.bitwise_xor_((value >> 16).bitwise_and_(0xFFFF)).mul_(_FIRST_MULTIPLIER)
-    value.bitwise_xor_((value >> 15).bitwise_and_(0x1FFFF)).mul_(_SECOND_MULTIPLIER)
+    value = _mixed_high(value)
     return value.bitwise_xor_((value >> 16).bitwise_and_(0xFFFF))
+
+
+def _mixed_high(value: torch.Tensor) -> torch.Tensor:
+    """In place: all of the mixer but its last step, which a mask does without."""
+    value.bitwise_xor_((value >> 16).bitwise_and_(0xFFFF)).mul_(_FIRST_MULTIPLIER)
+    return value.bitwise_xor_((value >> 15).bitwise_and_(0x1FFFF)).mul_(_SECOND_MULTIPLIER)
 
 
 def _signed(number: int) -> int:
