@@ -21,10 +21,8 @@ _TABLE = {
     "torch.gather or torch.index_select",
     "unique* _unique* unique_consecutive": "count known classes with F.one_hot(x, classes).sum(0)",
     "repeat_interleave": "give a number of repeats, or expand and flatten",
-    "ctc_loss _ctc_loss*": "CTC walks through data-dependent paths: train with a loss for each "
-    "step, such as cross_entropy over aligned targets",
-    "sort argsort msort kthvalue median nanmedian quantile nanquantile": "torch.topk gives the k "
-    "largest values; a median can be an input computed with the data",
+    "kthvalue nanmedian nanquantile": "x.sort(dim).values has them in order, and select(dim, k) "
+    "one of them",
     "linalg* _linalg* inverse cholesky* svd* qr det* logdet slogdet triangular_solve lu* pinverse "
     "matrix_exp": "devices have no linear algebra beyond products: use matmul, or a fixed number "
     "of iterations of it",
@@ -32,17 +30,16 @@ _TABLE = {
     "have no complex numbers: multiply by a table of cosines and sines kept with register_buffer",
     "histc bincount histogram*": "F.one_hot(x, bins).sum(0)",
     "searchsorted bucketize": "(x.unsqueeze(-1) > edges).sum(-1)",
-    "cumprod logcumsumexp cummax cummin": "torch.cumsum, of logarithms for products",
-    "cdist _cdist* _euclidean_dist pdist _pdist*": "(a.unsqueeze(-2) - b.unsqueeze(-3))"
-    ".square().sum(-1).sqrt()",
-    "nan_to_num": "torch.where(torch.isnan(x), 0.0, x)",
+    "cummax cummin": "x.unsqueeze(-2).masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)"
+    ".amax(-1), where n is the size of x in that dimension",
+    "pdist _pdist*": "torch.cdist(x, x)",
     "fake_quantize* quantize* dequantize* _fake_quantize*": "train in float32, and quantize the "
     "trained model",
     "i0* i1* bessel* special* digamma polygamma lgamma erfinv igamma* zeta": "a few terms of a "
     "series, or a polynomial",
-    "rand* normal* bernoulli* multinomial poisson exponential* uniform* rrelu*": "draw through "
-    "F.dropout, whose mask is the same on every device, or bring the noise as an input",
-    "alpha_dropout feature_alpha_dropout": "F.dropout",
+    "rand* normal* bernoulli* multinomial poisson exponential* uniform* "
+    "cauchy* geometric* log_normal*": "build it from "
+    "torch.rand or torch.randn, which draw alike on every device, or bring the noise as an input",
     "to_dense* to_sparse* sparse* _sparse* coalesce*": "dense tensors",
     "_to_copy to half bfloat16": "float32: remove autocast, .half() and .bfloat16()",
     "cuda to_device pin_memory": "leave the device out: new tensors take x.device",
@@ -50,8 +47,6 @@ _TABLE = {
     "beside the plan's state",
     "own_gradient": "x + (f(x) - x).detach() has the value of f(x) and the gradient of x; with "
     "t = x * g.detach(), f(x).detach() + t - t.detach() has the gradient g",
-    "weight_norm _weight_norm*": "torch.nn.utils.parametrizations.weight_norm over dimension 0, or "
-    "x / x.norm() written out",
 }
 
 _PATTERNS = [(pattern, text) for patterns, text in _TABLE.items() for pattern in patterns.split()]

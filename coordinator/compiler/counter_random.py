@@ -11,7 +11,7 @@ and augmentation, not for privacy.
 one seed draw apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import pi
 from typing import Any
 
@@ -36,7 +36,7 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 def keep_mask(seed: Tensor, site: int, shape: Sequence[Any], probability: float) -> Tensor:
     """A boolean tensor of `shape`, true with `1 - probability`.
 
-    A trace for torch holds this as one call, any other as arithmetic.
+    A trace holds this as one call, which `RANDOM` takes apart for ONNX.
     """
     mask: Tensor = KEEP_MASK(seed, site, shape, probability)
     return mask
@@ -93,8 +93,15 @@ def _scrambled(seed: Tensor, site: int, shape: Sequence[Any]) -> Tensor:
     return _mixed_high(((counter * _COUNTER_STRIDE) & _MASK) ^ key)
 
 
-_LIBRARY.impl("keep_mask", _keep_mask, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+def _shape_alone(seed: Tensor, site: int, shape: Sequence[Any], probability: float) -> Tensor:
+    return seed.new_empty(tuple(shape), dtype=torch.bool)
+
+
+_LIBRARY.impl("keep_mask", _keep_mask, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("keep_mask", _shape_alone, "Meta")  # type: ignore[no-untyped-call]
 KEEP_MASK = torch.ops.headwater.keep_mask.default
+RANDOM: dict[Any, Callable[..., Any]] = {KEEP_MASK: _keep_mask}
+"""Decompositions."""
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from coordinator.compiler.convolution_gradients import CONVOLUTION_GRADIENTS
+from coordinator.compiler.counter_random import RANDOM
 from coordinator.compiler.depthwise import small_convolution
 from coordinator.compiler.normalization_forms import NORMALIZATION_FORMS
 from coordinator.compiler.pooling_forms import POOLING_FORMS
@@ -182,6 +183,7 @@ def hardswish_backward(gradient: Tensor, features: Tensor) -> Tensor:
 
 
 _OURS: dict[Any, Callable[..., Any]] = {
+    **RANDOM,
     aten.embedding_dense_backward.default: embedding_dense_backward,
     aten.hardtanh_backward.default: hardtanh_backward,
     aten.hardswish_backward.default: hardswish_backward,

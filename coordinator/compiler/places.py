@@ -37,7 +37,7 @@ _PART: ContextVar[str] = ContextVar("part", default="")
 
 def place(node: fx.Node) -> str:
     """Where in the author's model an operator sits."""
-    part, line = _part(node) or "the step", node.meta.get("stack_trace")
+    part, line = part_of_node(node) or "the step", node.meta.get("stack_trace")
     return f"in {part} at {line}" if line else f"in {part}"
 
 
@@ -82,7 +82,7 @@ class Places(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._parts = [""]
-        self._stamper = _Stamper()
+        self._stamper = Stamper()
         self._handles: list[Any] = []
         self._backward: dict[Any, None] = {}
         self._gradient_of = ("", None)
@@ -169,27 +169,14 @@ class Places(TorchFunctionMode):
         self._gradient_of = ("", None)
 
 
-class PlaceKeepingInterpreter(fx.Interpreter):
-    """Runs a graph under a tracer and hands each node's place to the nodes it becomes."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self._stamper = _Stamper()
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and stamp what it became."""
-        result = super().run_node(n)
-        self._stamper.stamp(_part(n), n.meta.get("stack_trace"))
-        return result
-
-
-class _Stamper:
+class Stamper:
     """Marks the nodes that a trace added since the last time."""
 
     def __init__(self) -> None:
         self.last: fx.Node | None = None
 
     def stamp(self, part: str, line: str | None = None) -> None:
+        """Give the new nodes their part and line; neither where that is empty."""
         proxy = get_proxy_mode()
         if proxy is None:
             return
@@ -216,7 +203,8 @@ def calling_line() -> str | None:
     return None
 
 
-def _part(node: fx.Node) -> str:
+def part_of_node(node: fx.Node) -> str:
+    """The part of the model that a node of a trace belongs to, or nothing."""
     stack = node.meta.get("nn_module_stack") or {}
     return next(reversed(stack.values()))[0] if stack else ""
 

@@ -97,8 +97,8 @@ def check_operators(graph: fx.Graph) -> None:
         may_draw = torch.Tag.nondeterministic_seeded in node.target.tags
         if may_draw and str(node.target) not in DROPOUT_ARGUMENTS:
             raise CompileError(
-                f"{node.target} {place(node)} draws random numbers: only dropout draws alike on "
-                f"every device. Instead: {advice(node.target)}"
+                f"{node.target} {place(node)} draws random numbers in a form that a plan does "
+                f"not have. Instead: {advice(node.target)}"
             )
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.dtype in _UNSUPPORTED_DTYPES:

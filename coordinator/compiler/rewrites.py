@@ -63,9 +63,10 @@ _IN_ANY_CASE: dict[Any, Callable[..., Any]] = {
 
 _UNTRACEABLE = (
     torch.ctc_loss, F.gaussian_nll_loss, torch._C._nn.multi_margin_loss,
-    torch._C._nn.multilabel_margin_loss,
+    torch._C._nn.multilabel_margin_loss, torch.take_along_dim, Tensor.take_along_dim, torch.kron,
+    Tensor.kron,
 )  # fmt: skip
-"""Of these, what torch cannot trace as they are: their values decide how they run."""
+"""Of these, what torch cannot trace as they are: values or sizes decide how they run."""
 
 _BATCH_NORMS = (_BatchNorm, nn.SyncBatchNorm)
 """Without a process group the latter is the former."""

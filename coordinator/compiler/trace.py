@@ -2,8 +2,8 @@
 
 The step maps named tensors to named tensors. Autograd runs inside the trace, so the backward pass
 and the optimizer become operators like any other. Only the batch dimension is symbolic. Such a
-trace is decomposed further for ONNX. For torch a step is traced as it is called, before autograd
-and with the operators that torch has kernels for; the device differentiates it.
+trace is decomposed further for ONNX (`decompose`). For torch a step is traced as it is called,
+before autograd and with the operators that torch has kernels for; the device differentiates it.
 """
 
 import logging
@@ -27,19 +27,26 @@ from torch.fx.experimental.symbolic_shapes import (
 from coordinator.compiler.batch_sizes import BatchSizes
 from coordinator.compiler.functional import functional
 from coordinator.compiler.native_recurrence import with_torchs_own
-from coordinator.compiler.places import PlaceKeepingInterpreter, Places
+from coordinator.compiler.places import Places
 from coordinator.compiler.refusals import check_operators, explained
 from headwater.aten_operators import ATEN_OPERATORS, STATISTICS_OPERATORS
-from headwater.errors import CompileError
 
 TRACE_BATCH_SIZE = 11
 """Only a hint: a prime, which few layers have for a width."""
 
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
-_COPIES = (
-    torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default,
-)  # fmt: skip
+aten = torch.ops.aten
+
+_COPIES = aten.clone.default, aten.detach.default, aten.alias.default
+
+_PLAIN_VIEWS: dict[Any, OpOverload] = {
+    aten.squeeze_.default: aten.squeeze.default, aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims, aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.transpose_.default: aten.transpose.int, aten.t_.default: aten.t.default,
+    aten.detach_.default: aten.detach.default,
+}  # fmt: skip
+"""These write no values: what follows them in a trace uses their result."""
 
 Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -99,7 +106,7 @@ def trace_step(
             random numbers or half precision.
     """
     module, names = _recorded(step, examples, batched, modules, {})
-    with _quiet():
+    with quietly():
         module = functional(module)
     module.graph.eliminate_dead_code()
     return TracedStep(module, tuple(examples), names)
@@ -140,11 +147,13 @@ def _recorded(
     mode.cache_enabled = False  # with symbolic sizes a lookup takes longer than the kernel itself
     fakes = [_fake(mode, tensor, name in batched) for name, tensor in examples.items()]
     places = Places(modules)
-    with explained(places), _quiet(), mode, places:
+    with explained(places), quietly(), mode, places:
         module = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True, **options)(*fakes)
     check_operators(module.graph)
+    for node in module.graph.nodes:
+        node.target = _PLAIN_VIEWS.get(node.target, node.target)
     for index in [list(examples).index(name) for name in batched[:1]]:
-        shapes.check(_fixed(fakes[index].shape[0]))
+        shapes.check(is_fixed(fakes[index].shape[0]))
     return module, tuple(names)
 
 
@@ -167,25 +176,6 @@ def _has_effect(node: fx.Node) -> bool:
     return node.is_impure() or str(node.target) in STATISTICS_OPERATORS
 
 
-def decompose(step: TracedStep, table: Mapping[Any, Callable[..., Any]]) -> TracedStep:
-    """The same step with operators replaced by those of a decomposition table."""
-    values = [node.meta["val"] for node in step.placeholders]
-    mode = next(value.fake_mode for value in values)
-    with _quiet(), mode:
-        interpreter = PlaceKeepingInterpreter(step.module)
-        traced = make_fx(
-            lambda *tensors: interpreter.run(*tensors, enable_io_processing=False),
-            decomposition_table=dict(table), tracing_mode="real", _allow_non_fake_inputs=True,
-        )(*values)  # fmt: skip
-    traced.graph.eliminate_dead_code()
-    for value in values:
-        if any(not isinstance(size, int) and _fixed(size) for size in value.shape):
-            raise CompileError(
-                "a decomposition of ours fixes the batch size: please report this model"
-            )
-    return TracedStep(traced, step.inputs, step.outputs)
-
-
 def _fake(mode: FakeTensorMode, tensor: Tensor, batched: bool) -> Tensor:
     """A tensor without values. Letting torch choose what is symbolic would give one symbol to any
     two equal sizes (batch 8, embedding width 8) and so freeze the batch.
@@ -197,7 +187,7 @@ def _fake(mode: FakeTensorMode, tensor: Tensor, batched: bool) -> Tensor:
     return mode.from_tensor(tensor, symbolic_context=context)
 
 
-def _fixed(size: int | torch.SymInt) -> bool:
+def is_fixed(size: int | torch.SymInt) -> bool:
     """Whether a symbolic size was found to be one number."""
     return (
         isinstance(size, int)
@@ -207,8 +197,8 @@ def _fixed(size: int | torch.SymInt) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's warnings, and without its log of errors, which `explained` tells."""
+def quietly() -> Iterator[None]:
+    """Work without torch's warnings, and without its log of errors, which `explained` tells."""
     was_disabled, _TORCH_LOG.disabled = _TORCH_LOG.disabled, True
     try:
         with warnings.catch_warnings():

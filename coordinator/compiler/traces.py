@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from coordinator.compiler import step as steps
+from coordinator.compiler.decompose import decompose
 from coordinator.compiler.decompositions import table, training_table
 from coordinator.compiler.losses import Loss
 from coordinator.compiler.signatures import bounded_inputs, bounded_targets, random_batch
@@ -19,7 +20,7 @@ from coordinator.compiler.state import ModelState, model_state
 from coordinator.compiler.step import SEED, Recipe
 from coordinator.compiler.step_inputs import hyperparameters_of, optimizer_spec
 from coordinator.compiler.torch_form import trace_apply, trace_forwards
-from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, decompose, trace_step
+from coordinator.compiler.trace import TRACE_BATCH_SIZE, TracedStep, trace_step
 from headwater.batch import TensorSignature
 from headwater.values import batch_values
 

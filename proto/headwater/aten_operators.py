@@ -18,7 +18,8 @@ bitwise_and.Tensor bitwise_not.default bitwise_or.Scalar bitwise_or.Tensor
 bitwise_left_shift.Tensor_Scalar bitwise_right_shift.Tensor_Scalar bitwise_xor.Scalar
 bitwise_xor.Tensor ceil.default clamp.default clamp.Tensor clamp_max.default clamp_max.Tensor
 clamp_min.default clamp_min.Tensor clone.default copysign.Scalar copysign.Tensor cos.default
-cosh.default div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode eq.Scalar eq.Tensor erf.default
+cosh.default deg2rad.default rad2deg.default div.Scalar div.Scalar_mode div.Tensor
+div.Tensor_mode eq.Scalar eq.Tensor erf.default
 erfc.default erfinv.default exp.default exp2.default expm1.default fill.Scalar fill.Tensor
 floor.default floor_divide.Scalar floor_divide.default fmax.default fmin.default fmod.Scalar
 fmod.Tensor frac.default full_like.default ge.Scalar ge.Tensor gt.Scalar gt.Tensor hypot.default
@@ -44,11 +45,13 @@ softmax.int softplus.default softshrink.default _safe_softmax.default threshold.
 _REDUCTIONS = """
 all.default all.dim amax.default amin.default aminmax.default any.default any.dim argmax.default
 argmin.default argsort.default argsort.stable count_nonzero.default count_nonzero.dim_IntList
-cummax.default cummin.default cumprod.default cumsum.default linalg_vector_norm.default
+cummax.default cummin.default cumprod.default cumsum.default kthvalue.default
+linalg_vector_norm.default
 logcumsumexp.default logsumexp.default max.default max.dim mean.default mean.dim median.default
 median.dim min.default min.dim nansum.default norm.Scalar norm.ScalarOpt_dim
 norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype prod.default prod.dim_int sort.default sort.stable
-std.correction std_mean.correction sum.default sum.dim_IntList topk.default var.correction
+std.correction std_mean.correction sum.default sum.dim_IntList topk.default trace.default
+var.correction
 var_mean.correction
 """
 
@@ -79,6 +82,7 @@ _trilinear.default vdot.default
 
 _INDEXING = """
 embedding.default embedding_bag.padding_idx gather.default index.Tensor index_add.default
+index_copy.default
 index_fill.int_Scalar index_fill.int_Tensor index_put.default index_select.default
 masked_scatter.default one_hot.default scatter.reduce scatter.src scatter.value
 scatter.value_reduce scatter_add.default scatter_reduce.two searchsorted.Tensor

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coordinator.compiler.decompose import decompose
 from coordinator.compiler.decompositions import table
 from coordinator.compiler.onnx_lowering import lower
 from coordinator.compiler.rewrites import PortableFunctions
-from coordinator.compiler.trace import TracedStep, decompose, trace_step
+from coordinator.compiler.trace import TracedStep, trace_step
 from headwater.batch import Array
 from headwater.graph_runtime import open_session, run_session
 

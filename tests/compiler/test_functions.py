@@ -163,6 +163,8 @@ SHAPES: Functions = {
     "movedim": lambda x: x.movedim(1, -1),
     "flatten and unflatten": lambda x: x.flatten(1).unflatten(1, (6, 3)),
     "unfold": lambda x: x.unfold(2, 3, 2),
+    "unsqueeze_ and squeeze_": lambda x: (x * 2).unsqueeze_(1).sin().squeeze_(1),
+    "t_ and transpose_": lambda x: (x * 2).transpose_(1, 2) @ (x[0] * 2).t_().T,
 }
 
 PLACED: Functions = {

@@ -1,6 +1,6 @@
 """Layers and losses beyond the small zoo: their traces stay inside the allow-list."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -8,8 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coordinator.compiler.aten_form import to_json
+from coordinator.compiler.rewrites import PortableFunctions
+from coordinator.compiler.trace import trace_forward
 from edge_client.trainers.torch_aten import load_graph
 from headwater.aten_json import read_graph
+from tests.compiler.lowering import numbered
+from tests.compiler.test_functions import FAMILIES
 from tests.trainers.test_aten_form import written
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -135,6 +140,23 @@ def test_layers(name: str) -> None:
 def test_functions(name: str) -> None:
     torch.manual_seed(0)
     check(lambda x: FUNCTIONS[name](x).sum(), torch.randn(7, 4, 6))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_the_onnx_form_has_the_torch_form_has_too(name: str) -> None:
+    family = FAMILIES[name]
+    tensors = numbered(*family.tensors)
+
+    def step(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with PortableFunctions(torch.tensor(0), only_random=True):
+            return {name: run(*given.values()) for name, run in family.functions.items()}
+
+    traced = trace_forward(step, tensors, family.batched, nn.Identity())
+    data = to_json(traced.module, traced.inputs, traced.outputs)
+    found = load_graph(read_graph(data), torch.device("cpu"))(*tensors.values())
+    for function_name, result in zip(traced.outputs, found, strict=True):
+        wanted = family.functions[function_name](*family.tensors)
+        torch.testing.assert_close(result, wanted, msg=function_name)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -69,11 +69,14 @@ def attended(features: Tensor, **settings: Any) -> Tensor:
 
 
 class Encoder(nn.Module):
-    def __init__(self, call: Callable[[Tensor], dict[str, Any]] = lambda _: {}, **settings: Any):
+    def __init__(
+        self, call: Callable[[Tensor], dict[str, Any]] = lambda _: {}, layers: int = 1,
+        **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True, **settings)
         nested = not settings.get("norm_first", False)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=nested)
         self.call = call
 
     def forward(self, features: Tensor) -> Tensor:
@@ -88,7 +91,7 @@ class Decoder(nn.Module):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         layer = nn.TransformerDecoderLayer(WIDTH, 2, 8, batch_first=True, **settings)
-        self.decoder = nn.TransformerDecoder(layer, 2)
+        self.decoder = nn.TransformerDecoder(layer, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(LENGTH)
@@ -135,7 +138,7 @@ LAYERS = {
     ),
     "TransformerEncoder, key padding": Layer(lambda: Encoder(padded), SEQUENCE),
     "TransformerEncoder, norm first, GELU, causal": Layer(
-        lambda: Encoder(added, norm_first=True, activation="gelu", dropout=0.0), SEQUENCE
+        lambda: Encoder(added, 2, norm_first=True, activation="gelu", dropout=0.0), SEQUENCE
     ),
     "TransformerDecoder": Layer(Decoder, SEQUENCE),
     "Transformer": Layer(Translator, SEQUENCE),
