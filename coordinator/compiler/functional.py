@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
+from torch.utils._pytree import tree_map
 
 from headwater.errors import CompileError
 
@@ -32,6 +33,9 @@ def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
     if not any(_writes(node) for node in copied.graph.nodes):
         return copied
     _rewrite_batch_norm(copied.graph)
+    _rewrite_writes_to_fresh_tensors(copied.graph)
+    if not any(_writes(node) for node in copied.graph.nodes):
+        return copied
     values = [node.meta["val"] for node in copied.graph.find_nodes(op="placeholder")]
     mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), FakeTensorMode())
     interpreter = fx.Interpreter(copied, garbage_collect_values=False)
@@ -61,6 +65,52 @@ def _writes(node: fx.Node) -> bool:
     )
 
 
+def _rewrite_writes_to_fresh_tensors(graph: fx.Graph) -> None:
+    """The form without a write, where nothing else sees the tensor that is written: a trace uses
+    the result of such an operator from there on. It spares torch another pass over the graph.
+    """
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        plain = _without_write(node) if _writes(node) else None
+        if plain is not None and _is_fresh(node.args[0], node, order):
+            node.target = plain
+
+
+def _without_write(node: fx.Node) -> OpOverload | None:
+    """The operator of the same name and arguments that returns what this one writes."""
+    target = node.target
+    assert isinstance(target, OpOverload)
+    arguments = target._schema.arguments
+    packet = getattr(aten, target.overloadpacket.__name__.removesuffix("_"), None)
+    plain = getattr(packet, target._overloadname, None)
+    written = [place for place, one in enumerate(arguments) if one.alias_info is not None]
+    if not isinstance(plain, OpOverload) or plain is target or written != [0]:
+        return None
+    if [one.name for one in plain._schema.arguments] != [one.name for one in arguments]:
+        return None
+    values = tree_map(lambda one: one.meta["val"] if isinstance(one, fx.Node) else one, node.args)
+    keeps_dtype = plain(*values, **node.kwargs).dtype == node.meta["val"].dtype
+    return plain if keeps_dtype else None
+
+
+def _is_fresh(tensor: Any, write: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether an operator made this tensor, nothing shares its memory, and all read it before."""
+    if not isinstance(tensor, fx.Node) or not isinstance(tensor.target, OpOverload):
+        return False
+    readers = [one for one in tensor.users if not isinstance(one.meta.get("val"), torch.SymInt)]
+    read_before = all(order[reader] <= order[write] for reader in readers)
+    return read_before and not any(
+        _shares_memory(one) for one in (tensor, *readers) if one is not write
+    )
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Whether a node's result may be the memory of an argument."""
+    if not isinstance(node.target, OpOverload):
+        return node.op != "output"
+    return any(one.alias_info is not None for one in node.target._schema.arguments)
+
+
 def _rewrite_batch_norm(graph: fx.Graph) -> None:
     """Let each batch norm return its new running statistics instead of writing them."""
     for node in graph.find_nodes(op="call_function", target=aten.native_batch_norm.default):
@@ -74,6 +124,7 @@ def _rewrite_batch_norm(graph: fx.Graph) -> None:
         else:
             node.target = aten._native_batch_norm_legit_functional.default
             _use_new_statistics(graph, node, (mean, variance))
+            node.meta["val"] = (*node.meta["val"], mean.meta["val"], variance.meta["val"])
 
 
 def _use_new_statistics(
@@ -87,6 +138,7 @@ def _use_new_statistics(
             )
         with graph.inserting_after(norm):
             new = graph.call_function(operator.getitem, (norm, 3 + index))
+        new.meta = {**norm.meta, "val": old.meta["val"]}
         old.replace_all_uses_with(
             new, delete_user_cb=lambda user: order.get(user, -1) > order[norm]
         )

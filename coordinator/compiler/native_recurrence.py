@@ -3,6 +3,11 @@
 Where tensors have no values torch composes `aten.lstm` and its kin of small operators, step by
 step, and runs each, which takes seconds for a hundred steps. Here an operator with shapes and no
 kernel stands in for each of them; in the finished trace it gives place to torch's.
+
+Sequences of unequal length run through the same operators, padded behind their end: what comes out
+there is nowhere used, and the run from the last step to the first takes each sequence in its own
+reversed order. The hidden state at the end is an output; the memory of an LSTM is none, so one more
+input closes the input gates and opens the forget gates behind the end, which holds the memory.
 """
 
 from collections.abc import Callable
@@ -11,6 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+
+from coordinator.compiler.packed_sequences import step_mask
+from coordinator.compiler.recurrent_layers import Layer, RecurrentCall, Results
+
+_FAR = 1e4
+"""A sigmoid of it is 1 in any precision, and 0 of its negative."""
 
 _SETTINGS = (
     "Tensor[] weights, bool biased, int layers, float dropout, bool training, bool bidirectional, "
@@ -46,6 +57,58 @@ _REPLACED = {operator: getattr(torch.ops.aten, name).input for name, operator in
 def stand_in(function: Callable[..., Any]) -> Callable[..., Any]:
     """What to call in place of torch.lstm, gru, rnn_tanh or rnn_relu while they are traced."""
     return _STAND_INS[function.__name__]
+
+
+def masked_layer(function: Callable[..., Any]) -> Layer:
+    """A layer by a stand-in, for calls with lengths."""
+
+    def layer(call: RecurrentCall) -> Results:
+        assert call.lengths is not None
+        runs = [_direction(function, call, call.lengths, at) for at in range(call.directions)]
+        outputs, *finals = zip(*runs, strict=True)
+        return torch.cat(outputs, -1), *(torch.cat(states) for states in finals)
+
+    return layer
+
+
+def _direction(
+    function: Callable[..., Any], call: RecurrentCall, lengths: Tensor, index: int
+) -> Results:
+    count = len(call.weights) // call.directions
+    weights = list(call.weights[index * count : (index + 1) * count])
+    states = [state[index : index + 1] for state in call.states]
+    sequence, order = call.inputs, _own_order(lengths, int(call.inputs.shape[0]))
+    if index == 1:
+        sequence = _taken(sequence, order)
+    initial: Any = states
+    if call.kind == "lstm":
+        sequence = torch.cat([sequence, 1 - step_mask(lengths, sequence)], -1)
+        weights[0] = torch.cat([weights[0], _holding(weights[0])], 1)
+    else:
+        (initial,) = states
+    output, _, *memory = function(
+        sequence, initial, weights, call.biased, 1, 0.0, True, False, False
+    )
+    hidden = _taken(output, (lengths - 1).unsqueeze(0))
+    return _taken(output, order) if index == 1 else output, hidden, *memory
+
+
+def _own_order(lengths: Tensor, steps: int) -> Tensor:
+    """[time, batch]: the steps of each example from its last to its first, then its padding."""
+    step = torch.arange(steps, device=lengths.device).unsqueeze(1)
+    return torch.where(step < lengths, lengths - 1 - step, step)
+
+
+def _taken(sequence: Tensor, steps: Tensor) -> Tensor:
+    return sequence.gather(0, steps.unsqueeze(-1).expand(-1, -1, int(sequence.shape[-1])))
+
+
+def _holding(weight: Tensor) -> Tensor:
+    """A column for the gates of an LSTM (input, forget, cell, output)."""
+    closed = weight.new_full((int(weight.shape[0]) // 4, 1), -_FAR)
+    return torch.cat(
+        [closed, -closed, closed.new_zeros(closed.shape), closed.new_zeros(closed.shape)]
+    )
 
 
 def with_torchs_own(module: fx.GraphModule) -> fx.GraphModule:

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from coordinator.compiler import recurrent_operators
-from coordinator.compiler.native_recurrence import stand_in
+from coordinator.compiler.native_recurrence import masked_layer, stand_in
 from coordinator.compiler.packed_sequences import Packing
 from coordinator.compiler.recurrent_cells import CELLS
 from coordinator.compiler.recurrent_layers import (
@@ -104,8 +102,8 @@ class RecurrentFunctions:
         sequence = self._packing.unflattened(rows, batch_sizes)
         call = _parsed(function, sequence, *settings)
         call = replace(call, lengths=self._packing.lengths(batch_sizes))
-        layer = partial(portable_layer, operators=recurrent_operators)
-        output, *finals = stacked(call, layer if self._native else portable_layer, self._drop)
+        layer = masked_layer(stand_in(function)) if self._native else portable_layer
+        output, *finals = stacked(call, layer, self._drop)
         return output.flatten(0, 1), *finals
 
     def _natively_packed(

@@ -66,8 +66,8 @@ def stacked(call: RecurrentCall, layer: Layer, drop: Drop) -> Results:
     return sequence, *(torch.cat(states) for states in zip(*finals, strict=True))
 
 
-def portable_layer(call: RecurrentCall, operators: Any = torch.ops.headwater) -> Results:
-    """One layer in both directions by operators of ours, or by the functions that spell them out.
+def portable_layer(call: RecurrentCall) -> Results:
+    """One layer in both directions by operators of ours.
 
     Raises:
         CompileError: the layer would run along the batch.
@@ -79,13 +79,13 @@ def portable_layer(call: RecurrentCall, operators: Any = torch.ops.headwater) ->
             "supported), and a sequence of fixed length"
         )
     mask = None if call.lengths is None else step_mask(call.lengths, call.inputs)
-    runs = [_direction(call, index, mask, operators) for index in range(call.directions)]
+    runs = [_direction(call, index, mask) for index in range(call.directions)]
     hiddens, *finals = zip(*runs, strict=True)
     sequence = hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens, -1)
     return sequence, *(torch.stack(states) for states in finals)
 
 
-def _direction(call: RecurrentCall, index: int, mask: Tensor | None, operators: Any) -> Results:
+def _direction(call: RecurrentCall, index: int, mask: Tensor | None) -> Results:
     count = len(call.weights) // call.directions
     input_weight, weight, *others = call.weights[index * count : (index + 1) * count]
     input_bias, hidden_bias = others[:2] if call.biased else (None, None)
@@ -99,16 +99,18 @@ def _direction(call: RecurrentCall, index: int, mask: Tensor | None, operators: 
             bias = hidden_bias[2 * width :]
             input_bias = input_bias + torch.cat([hidden_bias[: 2 * width], torch.zeros_like(bias)])
         projected = _projected(call.inputs, input_weight, input_bias)
-        found = operators.gru(projected, hidden, weight, bias, mask, reverse)
+        found = torch.ops.headwater.gru(projected, hidden, weight, bias, mask, reverse)
         return found[0], found[-1]
     if input_bias is not None and hidden_bias is not None:
         input_bias = input_bias + hidden_bias
     projected = _projected(call.inputs, input_weight, input_bias)
     if call.kind == "lstm":
-        found = operators.lstm(projected, hidden, *memory, weight, projection, mask, reverse)
+        found = torch.ops.headwater.lstm(
+            projected, hidden, *memory, weight, projection, mask, reverse
+        )
         return found[0], *found[-2:]
     rectified = call.kind == "rnn_relu"
-    return tuple(operators.rnn(projected, hidden, weight, mask, rectified, reverse))
+    return tuple(torch.ops.headwater.rnn(projected, hidden, weight, mask, rectified, reverse))
 
 
 def _projected(sequence: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -62,6 +62,41 @@ def test_buffers_written_in_place_become_results() -> None:
         torch.testing.assert_close(value, old, rtol=0, atol=0)
 
 
+def written_twice(x: Tensor) -> list[Tensor]:
+    first = x.sin()
+    second = first.add_(x).mul_(x)
+    return [first, second]
+
+
+def written_beside_a_view(x: Tensor) -> list[Tensor]:
+    fresh = x.sin()
+    row = fresh[0]
+    fresh.mul_(2)
+    return [fresh, row]
+
+
+def read_under_its_old_name(x: Tensor) -> list[Tensor]:
+    fresh, count = x.sin(), torch.arange(3, dtype=torch.int32)
+    before = fresh.sum()
+    fresh.gt_(0)
+    count.add_(torch.arange(3))
+    return [fresh, before, count, fresh * 2]
+
+
+@pytest.mark.parametrize(
+    "function", [written_twice, written_beside_a_view, read_under_its_old_name]
+)
+def test_writes_to_tensors_of_its_own(function: Function) -> None:
+    """The values and dtypes that torch gives, whoever else sees the memory."""
+    module = functional(trace(function, torch.rand(7, 3)))
+    assert not any(
+        node.target._schema.is_mutable for node in module.graph.nodes if node.op == "call_function"
+    )
+    x = torch.rand(4, 3)
+    for found, expected in zip(module(x), function(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_a_trace_is_left_as_it_is() -> None:
     module = trace(normalized, *NORM)
     before = module.code
@@ -83,6 +118,11 @@ def test_module_paths_survive() -> None:
 
 
 def test_a_write_that_torch_cannot_turn_around_is_refused() -> None:
-    module = trace(lambda x: [F.cosine_similarity(x, x + 1)], torch.rand(4, 3))
+    def clamped(x: Tensor) -> list[Tensor]:
+        fresh = x * 2
+        fresh[:, 0].clamp_min_(torch.scalar_tensor(0.5))
+        return [fresh]
+
+    module = trace(clamped, torch.rand(4, 3))
     with pytest.raises(CompileError, match=r"writes tensors in place .*aten\.clamp_min_\.Tensor"):
         functional(module)
