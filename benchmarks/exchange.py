@@ -20,7 +20,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
-from storage import durable_files
+from headwater import durable_files
 
 CHUNK_BYTES = 2**20
 METHOD = "/benchmark.Exchange/Round"

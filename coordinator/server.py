@@ -25,12 +25,12 @@ from coordinator.services.control import ControlService
 from coordinator.services.enrollment import EnrollmentService
 from coordinator.services.fleet import FleetService
 from coordinator.services.uploads import Uploads
+from headwater import durable_files
 from headwater.errors import HeldError, UnavailableError, UsageError
 from headwater.freed_memory import keep_freed_memory
 from headwater.status import StatusInterceptor
 from headwater.v1 import control_pb2_grpc, enrollment_pb2_grpc, fleet_pb2_grpc
 from storage import blobs as blob_repository
-from storage import durable_files
 from storage.blob_directory import BlobDirectory
 from storage.database import open_database, shown
 from storage.hold import hold_directory
@@ -98,7 +98,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(settings) as (address, engine):
-        durable_files.write(settings.data / ADDRESS_FILE, address.encode())
+        durable_files.write(settings.data / ADDRESS_FILE, [address.encode()])
         _log.info("listening on %s, database %s", address, shown(settings.database))
         endings = [asyncio.create_task(one.wait()) for one in (stop, engine.displaced)]
         await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)

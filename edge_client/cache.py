@@ -16,8 +16,8 @@ from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 
-from edge_client.durable import disk_errors, make_folder
 from edge_client.sizes import show_bytes
+from headwater import durable_files
 from headwater.errors import DiskFullError, UpdateError, UsageError
 
 _PARTIAL = ".partial"
@@ -31,7 +31,7 @@ class BlobCache:
     def __init__(
         self, folder: Path, budget_bytes: int, now_ns: Callable[[], int] = time.time_ns
     ) -> None:
-        make_folder(folder)
+        durable_files.make_folder(folder, 0o700)
         self.folder = folder
         self.budget_bytes = budget_bytes
         self._now_ns = now_ns
@@ -78,7 +78,7 @@ class BlobCache:
 
     def read(self, digest: str) -> bytes:
         """The bytes of a blob that `holds` found."""
-        with disk_errors(self.path(digest)):
+        with durable_files.disk_errors(self.path(digest)):
             return self.path(digest).read_bytes()
 
     @contextmanager
@@ -122,7 +122,7 @@ class BlobCache:
 
     def admit(self, partial: Path, digest: str) -> None:
         """Take in a finished download whose digest was verified."""
-        with disk_errors(partial):
+        with durable_files.disk_errors(partial):
             partial.replace(self.path(digest))
         self._files.pop(partial.name, None)
         self.note(self.path(digest))
@@ -131,13 +131,13 @@ class BlobCache:
     def note(self, path: Path) -> None:
         """Record that a file of this folder was used or written just now."""
         now = self._now_ns()
-        with disk_errors(path):
+        with durable_files.disk_errors(path):
             os.utime(path, ns=(now, now))
             self._files[path.name] = (now, path.stat().st_size)
 
     def remove(self, name: str) -> None:
         """Remove a file of this folder, which may be gone already."""
-        with disk_errors(self.folder / name):
+        with durable_files.disk_errors(self.folder / name):
             (self.folder / name).unlink(missing_ok=True)
         self._files.pop(name, None)
         self._verified.discard(name)
@@ -158,7 +158,7 @@ class Download:
         self.offset_bytes = 0
 
     def __enter__(self) -> "Download":
-        with disk_errors(self._path):
+        with durable_files.disk_errors(self._path):
             self._file = self._path.open("a+b", buffering=0)
             size_bytes = os.fstat(self._file.fileno()).st_size
             self._file.seek(0)
@@ -180,7 +180,7 @@ class Download:
 
     def write(self, data: bytes) -> None:
         """Append the next bytes."""
-        with disk_errors(self._path):
+        with durable_files.disk_errors(self._path):
             view = memoryview(data)
             while view:
                 view = view[self._file.write(view) :]
@@ -210,5 +210,5 @@ def _digest(name: str) -> str:
 
 
 def _digest_of(path: Path) -> str:
-    with disk_errors(path), path.open("rb") as file:
+    with durable_files.disk_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

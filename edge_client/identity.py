@@ -5,8 +5,8 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from edge_client.durable import disk_errors, sync_folder, write_durably
 from edge_client.state import StateDirectory
+from headwater import durable_files
 from headwater.errors import StorageError
 
 _CLIENT_ID = re.compile(r"[0-9a-f]{32}")
@@ -27,7 +27,7 @@ def load_identity(state: StateDirectory) -> Identity:
         StorageError: the identity file is damaged or cannot be read or written. It is never
             replaced silently: a new identity would be a new device to the coordinator.
     """
-    with disk_errors(state.identity):
+    with durable_files.disk_errors(state.identity):
         if not state.identity.exists():
             _create(state)
         text = state.identity.read_text()
@@ -36,9 +36,8 @@ def load_identity(state: StateDirectory) -> Identity:
 
 def _create(state: StateDirectory) -> None:
     document = json.dumps({"client_id": secrets.token_hex(16)}) + "\n"
-    write_durably(state.identity, [document.encode()])
+    durable_files.write(state.identity, [document.encode()])
     state.identity.chmod(0o600)
-    sync_folder(state.path)
 
 
 def _parse(text: str, state: StateDirectory) -> str:

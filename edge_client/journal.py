@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from edge_client.durable import disk_errors, make_folder, sync_folder, write_durably
+from headwater import durable_files
 from headwater.errors import StorageError
 from headwater.v1.fleet_pb2 import OfferRequest
 
@@ -42,7 +42,7 @@ class Journal:
     """The journal in one folder, for the client of one identity."""
 
     def __init__(self, folder: Path) -> None:
-        make_folder(folder)
+        durable_files.make_folder(folder, 0o700)
         self.folder = folder
 
     def store(
@@ -67,11 +67,10 @@ class Journal:
         if frames is not None:
             path = self.folder / f"{offer.assignment_id}{_SUFFIX}"
             measured = _Measured(frames)
-            write_durably(path, measured)
+            durable_files.write(path, measured)
             offer.digest, offer.size_bytes = measured.digest, measured.size_bytes
         held = HeldUpdate(coordinator, job, round_number, offer, path)
-        write_durably(self.folder / _RECORD, [json.dumps(_encode(held)).encode()])
-        sync_folder(self.folder)
+        durable_files.write(self.folder / _RECORD, [json.dumps(_encode(held)).encode()])
         return held
 
     def load(self) -> HeldUpdate | None:
@@ -81,7 +80,7 @@ class Journal:
             StorageError: the record or the update is damaged; what is left of it is removed.
         """
         record = self.folder / _RECORD
-        with disk_errors(record):
+        with durable_files.disk_errors(record):
             if not record.exists():
                 self._clear()
                 return None
@@ -98,14 +97,14 @@ class Journal:
 
     def drop(self, assignment_id: int) -> None:
         """Forget an update after the final word on it; a lost deletion is harmless."""
-        with disk_errors(self.folder):
+        with durable_files.disk_errors(self.folder):
             (self.folder / _RECORD).unlink(missing_ok=True)
             (self.folder / f"{assignment_id}{_SUFFIX}").unlink(missing_ok=True)
 
     def _clear(self) -> None:
-        with disk_errors(self.folder):
+        with durable_files.disk_errors(self.folder):
             (self.folder / _RECORD).unlink(missing_ok=True)
-            for path in self.folder.glob(f"*{_SUFFIX}"):
+            for path in (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(".*.tmp")):
                 path.unlink(missing_ok=True)
 
 
@@ -153,5 +152,5 @@ def _decode(text: str, folder: Path) -> HeldUpdate:
 def _is_whole(path: Path, offer: OfferRequest) -> bool:
     if not path.exists():
         return False
-    with disk_errors(path), path.open("rb") as file:
+    with durable_files.disk_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == offer.digest

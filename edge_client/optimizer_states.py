@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from edge_client.durable import disk_errors, make_folder
+from headwater import durable_files
 from headwater.batch import Array
 from headwater.errors import PlanError
 from headwater.safetensors import read_tensors, write_tensors
@@ -17,7 +17,7 @@ class OptimizerStates:
     """States by (job, plan), the latest in memory and the latest `kept` on disk."""
 
     def __init__(self, folder: Path, kept: int = 8) -> None:
-        make_folder(folder)
+        durable_files.make_folder(folder, 0o700)
         self._folder = folder
         self._kept = kept
         self._latest: tuple[Path, dict[str, Array]] | None = None
@@ -43,7 +43,7 @@ class OptimizerStates:
         """
         path = self._path(job, plan_digest)
         temporary = path.with_suffix(".tmp")
-        with disk_errors(path):
+        with durable_files.disk_errors(path):
             with temporary.open("wb") as file:
                 write_tensors(file, state)
             temporary.replace(path)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping
 
 from edge_client.identity import load_identity
-from edge_client.logs import configure_logs
 from edge_client.memory_limit import limit_memory
 from edge_client.profile import memory_bytes
 from edge_client.session import Session
@@ -16,6 +15,7 @@ from edge_client.settings import Settings
 from edge_client.state import held_state
 from edge_client.workbench import OpenSource, OpenTrainer
 from headwater.freed_memory import keep_freed_memory
+from headwater.logs import configure_logs
 from headwater.sources.binding import absent_path
 
 INTERRUPTED = 130
@@ -42,7 +42,7 @@ def run_client(
     """
     with held_state(settings.state) as state:
         identity = load_identity(state)
-        configure_logs(settings.log_format, identity.client_id, verbose=verbose)
+        configure_logs(settings.log_format, verbose=verbose, client=identity.client_id)
         keep_freed_memory()
         limit_memory(memory_bytes())
         session = Session(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_client.durable import disk_errors, make_folder
+from headwater import durable_files
 from headwater.errors import HeldError
 
 _ATTEMPTS = 3
@@ -48,8 +48,8 @@ def held_state(path: Path) -> Iterator[StateDirectory]:
         StorageError: it cannot be created or written.
     """
     state = StateDirectory(path)
-    make_folder(path)
-    with disk_errors(state.lock):
+    durable_files.make_folder(path, 0o700)
+    with durable_files.disk_errors(state.lock):
         # Without a buffer, which would be written again when the file is closed.
         lock = state.lock.open("a+b", buffering=0)
     with lock:
@@ -58,7 +58,7 @@ def held_state(path: Path) -> Iterator[StateDirectory]:
                 f"{path} is in use by the headwater-client process {_holder(state)}: stop it, or "
                 "give this one a state directory of its own with --state"
             )
-        with disk_errors(state.lock):
+        with durable_files.disk_errors(state.lock):
             lock.truncate(0)
             lock.write(str(os.getpid()).encode())
         yield state

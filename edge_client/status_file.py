@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.cache import BlobCache
-from edge_client.durable import disk_errors, replace_json
 from edge_client.work import Work
+from headwater import durable_files
 from headwater.errors import StorageError
 
 _RECENT = 20
@@ -79,7 +79,7 @@ class StatusFile:
             ],
         }
         try:
-            replace_json(self._path, document)
+            durable_files.replace(self._path, f"{json.dumps(document)}\n".encode())
         except StorageError as error:
             _log.debug("the status file is not written: %s", error)
 
@@ -90,7 +90,7 @@ def read_status(path: Path) -> dict[str, Any] | None:
     Raises:
         StorageError: the file is damaged or cannot be read.
     """
-    with disk_errors(path):
+    with durable_files.disk_errors(path):
         if not path.exists():
             return None
         text = path.read_text()

@@ -10,7 +10,7 @@ import grpc
 
 from edge_client.cache import BlobCache, Download
 from edge_client.connection import Connection
-from edge_client.durable import disk_errors
+from headwater import durable_files
 from headwater.errors import PlanError, UnavailableError, UpdateError, WorldError
 from headwater.status import translated
 from headwater.updates import FRAME_HEADER
@@ -86,7 +86,7 @@ class Transfer:
             digest=offer.digest,
             from_byte=from_byte,
         )
-        with disk_errors(path):
+        with durable_files.disk_errors(path):
             file = path.open("rb")
         with file, _remote():
             file.seek(from_byte)

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from headwater import durable_files
 from headwater.errors import StorageError
-from storage import durable_files
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

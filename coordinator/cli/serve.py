@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from coordinator.cli.logs import configure_logs
 from coordinator.server import Settings
 from coordinator.server import serve as serve_until_stopped
 from headwater.errors import UsageError
+from headwater.logs import configure_logs
 from headwater.sources.binding import absent_path, parse_binding
 
 _log = logging.getLogger("headwater.serve")

@@ -16,10 +16,11 @@ from coordinator.services import messages, queries
 from coordinator.services.checks import checked_digest
 from coordinator.services.spool import store_path
 from coordinator.services.submission import PIN_HOLDER, submit_job
+from headwater import durable_files
 from headwater.errors import UpdateError, UsageError
 from headwater.v1 import control_pb2, control_pb2_grpc
 from storage import blobs as blob_repository
-from storage import durable_files, history
+from storage import history
 from storage.records import JobState
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -244,5 +245,5 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
 
 def _created(path: Path) -> BinaryIO:
-    with durable_files.told(path):
+    with durable_files.disk_errors(path):
         return path.open("wb")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headwater import durable_files
 from headwater.errors import UpdateError
 from headwater.layout import Layout
 from headwater.updates import (
@@ -25,7 +26,6 @@ from headwater.updates import (
     maximum_payload_bytes,
     verified_frames,
 )
-from storage import durable_files
 
 
 class Upload:
@@ -44,7 +44,7 @@ class Upload:
         self.digest = digest
         self._blocks = blocks_of(layout)
         self._begin()
-        with durable_files.told(path):
+        with durable_files.disk_errors(path):
             self._file = path.open("r+b" if path.exists() else "w+b")
             self._resume()
 
@@ -83,7 +83,7 @@ class Upload:
 
     def pause(self) -> None:
         """Close the file and keep it: the client may send the rest later."""
-        with durable_files.told(self.path):
+        with durable_files.disk_errors(self.path):
             self._file.close()
 
     def discard(self) -> None:

@@ -1,7 +1,5 @@
 """Pure parts: backoff, seeds, sizes, settings, profiles, logs."""
 
-import json
-import logging
 import sys
 from pathlib import Path
 
@@ -10,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.backoff import Backoff
-from edge_client.logs import JsonFormatter, TextFormatter
 from edge_client.profile import measure_profile
 from edge_client.runtime import choose_backend, choose_device
 from edge_client.seeds import seed_of_epoch, seed_of_step
 from edge_client.settings import check_settings, parse_data, parse_pairs, read_settings
 from edge_client.sizes import parse_bytes, show_bytes
-from headwater.errors import HeadwaterError, MissingExtraError, UsageError
+from headwater.errors import MissingExtraError, UsageError
 
 ALLOWED = (
     "allowed: coordinator, data, state, name, tag, trainer, device, threads, cache-bytes, "
@@ -162,27 +159,3 @@ def test_onnxruntime_has_no_gpu_here() -> None:
     assert choose_device("onnxruntime", "auto") == "cpu"
     with pytest.raises(UsageError, match="--device cuda needs --trainer torch"):
         choose_device("onnxruntime", "cuda")
-
-
-def record(**extra: object) -> logging.LogRecord:
-    made = logging.LogRecord("headwater.client", logging.INFO, "", 0, "went %s", ("well",), None)
-    made.__dict__.update(extra)
-    return made
-
-
-def test_log_lines() -> None:
-    context = {"job": "j", "round": 2, "assignment": 7}
-    line = TextFormatter().format(record(**context))
-    assert line.endswith("info    went well  job=j  round=2  assignment=7")
-    fields = json.loads(JsonFormatter("c1").format(record(**context)))
-    assert fields.items() >= {"message": "went well", "client": "c1", **context}.items()
-
-
-def test_log_lines_with_tracebacks() -> None:
-    try:
-        raise HeadwaterError("why")
-    except HeadwaterError:
-        made = record()
-        made.exc_info = sys.exc_info()
-    assert "HeadwaterError: why" in TextFormatter().format(made)
-    assert "HeadwaterError: why" in json.loads(JsonFormatter("c").format(made))["traceback"]

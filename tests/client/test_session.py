@@ -1,14 +1,18 @@
 """A client against a coordinator over real gRPC."""
 
 import asyncio
+import errno
 import json
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edge_client.seeds import seed_of_epoch, seed_of_step
+from headwater import durable_files
 from headwater.errors import ConflictError, DiskFullError, NotFoundError
 from headwater.manifest import BatchCost
 from headwater.updates import StoredUpdate, encoding_named
@@ -530,12 +534,16 @@ async def test_a_full_disk_declines_or_fails_and_the_client_goes_on(
     partial = device.state.cache / f"{job.weights_digest}.partial"
     partial.symlink_to("/dev/full")
     fleet.push(assignment=job.assignment(1))
-    assert "no space is left on this disk" in (await fleet.next("decline")).reason
+    assert "no space is left to write" in (await fleet.next("decline")).reason
     partial.unlink()
-    temporary = device.state.updates / ".2.update.tmp"
-    temporary.symlink_to("/dev/full")
-    fleet.push(assignment=job.assignment(2))
-    assert "no space is left on this disk" in (await fleet.next("failure")).reason
+
+    def full(step: str, path: Path) -> None:
+        if step == "write" and path.name == ".2.update.tmp":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with durable_files.observed(full):
+        fleet.push(assignment=job.assignment(2))
+        assert "no space is left to write" in (await fleet.next("failure")).reason
     fleet.push(assignment=job.assignment(3))
     await fleet.next("update")
 

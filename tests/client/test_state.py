@@ -51,7 +51,7 @@ def test_a_state_directory_is_held_once(tmp_path: Path) -> None:
 
 def test_a_state_directory_that_cannot_be_made_names_its_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file/state"), held_state(tmp_path / "file" / "state"):
+    with pytest.raises(StorageError, match="/file: "), held_state(tmp_path / "file" / "state"):
         pass
 
 
@@ -194,6 +194,13 @@ def test_the_journal_holds_one_update(tmp_path: Path) -> None:
     assert loaded is not None
     assert (loaded.assignment_id, loaded.path) == (2, None)
     assert [path.name for path in tmp_path.iterdir()] == ["held.json"]
+
+
+def test_a_write_that_a_kill_tore_is_cleared_away(tmp_path: Path) -> None:
+    torn = tmp_path / ".5.update.tmp"
+    torn.write_bytes(b"the first half")
+    assert Journal(tmp_path).load() is None
+    assert not torn.exists()
 
 
 def test_an_update_without_its_record_was_never_finished(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.world import World
 from coordinator.services.control import ControlService
 from coordinator.services.submission import submit_job
+from headwater import durable_files
 from headwater.errors import JobFileError
 from headwater.v1 import control_pb2
-from storage import blobs, durable_files, jobs
+from storage import blobs, jobs
 from storage.records import JobRecord
 from storage.schema import BlobPin
 from tests.system.training import job_text

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from coordinator.services.upload import Upload
+from headwater import durable_files
 from headwater.errors import DiskFullError, UpdateError
 from headwater.layout import BLOCK_ELEMENTS, Layout, Role, TensorSpec
 from headwater.updates import ENCODINGS, FRAME_HEADER, frame
-from storage import durable_files
 
 EXACT = ENCODINGS["fp32"]
 LAYOUT = Layout((TensorSpec("w", (2 * BLOCK_ELEMENTS + 5,), "float32", Role.TRAINABLE),))

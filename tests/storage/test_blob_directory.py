@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from headwater import durable_files
 from headwater.errors import DiskFullError, StorageError
-from storage import durable_files
 from storage.blob_directory import BlobDirectory
 
 CONTENT = b"some bytes"
@@ -134,11 +134,11 @@ def test_what_broken_writes_left_is_removed_when_it_is_old(store: BlobDirectory)
 
 def test_a_small_file_is_replaced_whole_or_not(tmp_path: Path) -> None:
     path = tmp_path / "settings"
-    durable_files.write(path, b"one")
+    durable_files.write(path, [b"one"])
     with durable_files.observed(fail_at("sync")), pytest.raises(DiskFullError):
-        durable_files.write(path, b"two")
+        durable_files.write(path, [b"two"])
     assert path.read_bytes() == b"one"
-    durable_files.write(path, b"two")
+    durable_files.write(path, [b"two"])
     assert path.read_bytes() == b"two"
     with pytest.raises(StorageError, match="File exists"):
         durable_files.make_folder(path)

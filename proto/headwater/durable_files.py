@@ -1,8 +1,9 @@
 """Every file operation that must survive power loss.
 
 A file is written under a temporary name, synced, renamed, and then its folder is synced: a reader
-finds all of it or none, and a rename that was reported done stays done. Nothing else in `storage`
-syncs or renames, so that a test can record these steps, and fail or tear each of them.
+finds all of it or none, and a rename that was reported done stays done. Nothing else in the
+coordinator or the client syncs or renames, so that a test can record these steps, and fail or tear
+each of them.
 """
 
 import errno
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 from uuid import uuid4
 
 from headwater.errors import DiskFullError, StorageError
@@ -41,23 +42,32 @@ def write_temporary(directory: Path, chunks: Iterable[bytes]) -> Path:
         StorageError: the disk failed otherwise.
     """
     path = directory / f"{uuid4().hex}.part"
-    with told(path):
-        file = path.open("xb", buffering=0)
+    _write_new(path, chunks, mode="xb")
+    return path
+
+
+def _write_new(path: Path, chunks: Iterable[bytes], *, mode: Literal["xb", "wb"]) -> None:
+    with disk_errors(path):
+        file = path.open(mode, buffering=0)
     try:
         with file:
             # What the chunks raise is the caller's own, and not a failure of this disk.
             for chunk in chunks:
-                with told(path):
+                with disk_errors(path):
                     _step("write", path)
                     _write_all(file, chunk)
-            with told(path):
+            with disk_errors(path):
                 _step("sync", path)
                 os.fsync(file.fileno())
     except BaseException:
         with suppress(OSError):
             path.unlink()
         raise
-    return path
+
+
+def _temporary_of(path: Path) -> Path:
+    """A name that the next write takes again, so that a kill leaves one file at most."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def adopt(temporary: Path, path: Path) -> None:
@@ -66,20 +76,35 @@ def adopt(temporary: Path, path: Path) -> None:
     Raises:
         StorageError: the disk failed.
     """
-    with told(path):
+    with disk_errors(path):
         _step("rename", path)
         temporary.replace(path)
     sync_folder(path.parent)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write or replace a small file whole, durably.
+def write(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write or replace a file whole, durably. One process may write it at a time.
 
     Raises:
         DiskFullError: no space is left; the file is as it was.
         StorageError: the disk failed otherwise.
     """
-    adopt(write_temporary(path.parent, [content]), path)
+    temporary = _temporary_of(path)
+    _write_new(temporary, chunks, mode="wb")
+    adopt(temporary, path)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a file whole for readers at the same time; after power loss it may be lost.
+
+    Raises:
+        DiskFullError: no space is left; the file is as it was.
+        StorageError: the disk failed otherwise.
+    """
+    temporary = _temporary_of(path)
+    with disk_errors(path):
+        temporary.write_bytes(content)
+        temporary.replace(path)
 
 
 def append(file: BinaryIO, path: Path, *contents: bytes) -> None:
@@ -89,7 +114,7 @@ def append(file: BinaryIO, path: Path, *contents: bytes) -> None:
         DiskFullError: no space is left.
         StorageError: the disk failed otherwise.
     """
-    with told(path):
+    with disk_errors(path):
         _step("write", path)
         for content in contents:
             file.write(content)
@@ -102,14 +127,14 @@ def sync(file: BinaryIO, path: Path) -> None:
         DiskFullError: no space is left.
         StorageError: the disk failed otherwise.
     """
-    with told(path):
+    with disk_errors(path):
         file.flush()
         _step("sync", path)
         os.fsync(file.fileno())
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, durably; one that is there stays.
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder and those above it, durably; one that is there stays. `mode` is its own.
 
     Raises:
         DiskFullError: no space is left.
@@ -118,8 +143,8 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    with told(path):
-        path.mkdir(exist_ok=True)
+    with disk_errors(path):
+        path.mkdir(mode, exist_ok=True)
     sync_folder(path.parent)
 
 
@@ -128,7 +153,7 @@ def remove(path: Path) -> int:
 
     The folder is not synced: a file that comes back after power loss is removed again later.
     """
-    with told(path):
+    with disk_errors(path):
         _step("remove", path)
         try:
             size_bytes = path.stat().st_size
@@ -144,7 +169,7 @@ def sync_folder(path: Path) -> None:
     Raises:
         StorageError: the disk failed.
     """
-    with told(path):
+    with disk_errors(path):
         _step("sync folder", path)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -165,7 +190,7 @@ def _step(name: str, path: Path) -> None:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn the disk's errors in the block into ours, which name the path that failed."""
     try:
         yield
