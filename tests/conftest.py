@@ -18,6 +18,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[_CACHE] = config.stash[_folder] = tempfile.mkdtemp(prefix="headwater-cache-")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than processors: tests of whole systems spend a part of their time waiting."""
     return available_cores() + 1

@@ -21,23 +21,25 @@ _TABLE = {
     "torch.gather or torch.index_select",
     "unique* _unique* unique_consecutive": "count known classes with F.one_hot(x, classes).sum(0)",
     "repeat_interleave": "give a number of repeats, or expand and flatten",
-    "kthvalue nanmedian nanquantile": "x.sort(dim).values has them in order, and select(dim, k) "
-    "one of them",
-    "linalg* _linalg* inverse cholesky* svd* qr det* logdet slogdet triangular_solve lu* pinverse "
+    "bitwise_left_shift bitwise_right_shift __lshift__ __rshift__": "x * 2**n and x // 2**n",
+    "mode": "F.one_hot(x, classes).sum(0).argmax()",
+    "nanmedian nanquantile": "x.sort(dim).values has them in order, and select(dim, k) one of them",
+    "linalg* _linalg* inverse cholesky* svd* qr det logdet slogdet triangular_solve lu* pinverse "
     "matrix_exp": "devices have no linear algebra beyond products: use matmul, or a fixed number "
     "of iterations of it",
     "fft* _fft* stft istft complex polar view_as_complex view_as_real real imag angle": "devices "
     "have no complex numbers: multiply by a table of cosines and sines kept with register_buffer",
     "histc bincount histogram*": "F.one_hot(x, bins).sum(0)",
     "searchsorted bucketize": "(x.unsqueeze(-1) > edges).sum(-1)",
-    "cummax cummin": "x.unsqueeze(-2).masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)"
-    ".amax(-1), where n is the size of x in that dimension",
-    "pdist _pdist*": "torch.cdist(x, x)",
+    "cummax cummin": "over the last dimension, of size n: "
+    "x.unsqueeze(-2).masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf).amax(-1); for "
+    "cummin torch.inf and amin",
+    "pdist _pdist*": "torch.cdist(x, x), which has each pair twice, and zeros on its diagonal",
     "fake_quantize* quantize* dequantize* _fake_quantize*": "train in float32, and quantize the "
     "trained model",
     "i0* i1* bessel* special* digamma polygamma lgamma erfinv igamma* zeta": "a few terms of a "
     "series, or a polynomial",
-    "rand* normal* bernoulli* multinomial poisson exponential* uniform* "
+    "rand* normal normal_ bernoulli* multinomial poisson exponential* uniform* "
     "cauchy* geometric* log_normal*": "build it from "
     "torch.rand or torch.randn, which draw alike on every device, or bring the noise as an input",
     "to_dense* to_sparse* sparse* _sparse* coalesce*": "dense tensors",

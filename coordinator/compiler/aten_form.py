@@ -69,19 +69,9 @@ def to_json(
         CompileError: the trace calls an operator outside the allow-list or holds a large constant.
     """
     module = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
-    _drop_detached_constants(module.graph)
     _refuse_unsupported(module.graph)
     _copy_written(module.graph, _Writer(module).written)
     return write_graph(_Writer(module).graph(tuple(input_names), tuple(output_names)))
-
-
-def _drop_detached_constants(graph: fx.Graph) -> None:
-    """torch.tensor(...) in a model detaches a constant in place, which changes nothing."""
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.detach_.default):
-        source = node.args[0]
-        if source.target is torch.ops.aten.lift_fresh_copy.default:
-            node.replace_all_uses_with(source)
-            graph.erase_node(node)
 
 
 def _copy_written(graph: fx.Graph, written: Sequence[fx.Node]) -> None:

@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from coordinator.compiler.places import calling_line
 from headwater.errors import CompileError
 
-_OTHER_SIZES = (1, 2, 3, 5, 8, 64, 1000)
+_OTHER_SIZES = frozenset(range(2, 130)) | {2**n + d for n in range(8, 18) for d in (-1, 0, 1)}
 _TORCH = str(Path(torch.__file__).parent)
 _SYMBOLS = (f"{_TORCH}/__init__.py", f"{_TORCH}/fx/experimental/")
 """Where torch turns a symbolic comparison into True or False, called by whoever compares."""
@@ -54,7 +54,7 @@ class BatchSizes(ShapeEnv):
             CompileError: with the line that compared or fixed the batch size.
         """
         for expression, (result, line) in self._decided.items():
-            if line and any(_differs(expression, result, size) for size in _OTHER_SIZES):
+            if line and _depends_on_size(expression, result):
                 raise CompileError(
                     f"the model or loss compares the batch size at {line}, and would go another "
                     f"way with another batch: {_INSTEAD}"
@@ -67,8 +67,20 @@ class BatchSizes(ShapeEnv):
             )
 
 
-def _differs(expression: Any, result: bool, size: int) -> bool:
-    return bool(expression.subs(dict.fromkeys(expression.free_symbols, size))) is not result
+def _depends_on_size(expression: Any, result: bool) -> bool:
+    """Whether an equation may hold for one size alone, or another comparison changes at some.
+
+    What a batch of one decides is left to the parity gate, which runs one: libraries ask for it
+    before they expand a tensor, which changes nothing.
+    """
+    if any(expression.has(kind) for kind in (sympy.Eq, sympy.Ne)):
+        (symbol, *others) = expression.free_symbols
+        return bool(others) or expression not in (sympy.Eq(symbol, 1), sympy.Ne(symbol, 1))
+    named = {abs(int(number)) + d for number in expression.atoms(sympy.Integer) for d in (-1, 0, 1)}
+    decided = sympy.lambdify(list(expression.free_symbols), expression, modules="sympy")
+    symbols = len(expression.free_symbols)
+    sizes = sorted(size for size in _OTHER_SIZES | named if size > 1)
+    return any(bool(decided(*[size] * symbols)) is not result for size in sizes)
 
 
 def _asked_by_author() -> bool:

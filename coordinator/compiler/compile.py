@@ -32,7 +32,7 @@ from coordinator.compiler.optimizers import optimizer_from
 from coordinator.compiler.options import PLAIN, StepOptions
 from coordinator.compiler.parity import check_parity
 from coordinator.compiler.plan_manifest import graph_ports, plan_manifest, tensor_members
-from coordinator.compiler.signatures import check_signatures, random_batch
+from coordinator.compiler.signatures import check_counts, check_signatures, random_batch
 from coordinator.compiler.state import copied
 from coordinator.compiler.step import Recipe
 from coordinator.compiler.step_inputs import hyperparameters_of
@@ -40,6 +40,7 @@ from coordinator.compiler.trace import TracedStep
 from coordinator.compiler.traces import decomposed, trace_members
 from headwater.batch import TensorSignature
 from headwater.errors import CompileError, PlanError
+from headwater.manifest import Manifest
 from headwater.plan_checks import check_graph
 from headwater.values import check_outputs, training_outputs
 
@@ -74,6 +75,7 @@ def compile_plan(
     """
     say = progress or (lambda message: None)
     check_signatures([*inputs, *targets])
+    check_counts(batch_size, seed)
     chosen, learning_rate = optimizer_from(optimizer)
     weighted = options.weight is not None
     recipe = Recipe(
@@ -105,7 +107,16 @@ def compile_plan(
         hyperparameters=hyperparameters, parity=parity,
     )  # fmt: skip
     check_outputs(manifest.graphs["train.onnx"].outputs, training_outputs(manifest), "train.onnx")
+    _check_manifest(manifest)
     return CompiledPlan(manifest, dict(sorted(members.items())))
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """Whether devices will read it."""
+    try:
+        Manifest.from_bytes(manifest.to_bytes())
+    except PlanError as error:
+        raise CompileError(f"no device would take this plan: {error}") from error
 
 
 def _onnx(traced: TracedStep, member: str) -> bytes:

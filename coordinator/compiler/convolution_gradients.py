@@ -118,7 +118,8 @@ def _weight_gradient(
 def _weight_gradient_of_points(wide: Tensor, narrow: Tensor, stride: list[int]) -> Tensor:
     """A window of one point: a product for each example, added up."""
     for axis, step in enumerate(stride):
-        wide = aten.slice(wide, axis + 2, 0, wide.shape[axis + 2], step)
+        end = step * (int(narrow.shape[axis + 2]) - 1) + 1
+        wide = aten.slice(wide, axis + 2, 0, end, step)
     left, right = narrow.flatten(2), wide.flatten(2).transpose(1, 2)
     found: Tensor = torch.bmm(left, right).sum(0)
     return found.reshape(*found.shape, *[1] * len(stride))

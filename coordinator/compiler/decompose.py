@@ -1,8 +1,9 @@
 """Replaces the operators of a trace by those of a decomposition table."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import (
@@ -16,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.types import py_sym_types
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from coordinator.compiler.places import Stamper, part_of_node
+from coordinator.compiler.places import Stamper, part_of_node, place
 from coordinator.compiler.trace import TracedStep, is_fixed, quietly
 from headwater.errors import CompileError
 
@@ -32,17 +33,12 @@ def decompose(step: TracedStep, table: Table) -> TracedStep:
     values = [node.meta["val"] for node in step.placeholders]
     mode = next(value.fake_mode for value in values)
     with quietly(), mode:
-        interpreter = _Decomposing(step.module, table)
+        interpreter = _Decomposing(step.module, table, step.open_sizes)
         traced = make_fx(
             lambda *tensors: interpreter.run(*tensors, enable_io_processing=False),
             decomposition_table=dict(table), tracing_mode="real", _allow_non_fake_inputs=True,
         )(*values)  # fmt: skip
     traced.graph.eliminate_dead_code()
-    for value in values:
-        if any(not isinstance(size, int) and is_fixed(size) for size in value.shape):
-            raise CompileError(
-                "a decomposition of ours fixes the batch size: please report this model"
-            )
     return TracedStep(traced, step.inputs, step.outputs)
 
 
@@ -53,10 +49,11 @@ class _Decomposing(fx.Interpreter):
     find shapes anew is most of the time that a trace takes.
     """
 
-    def __init__(self, module: fx.GraphModule, table: Table) -> None:
+    def __init__(self, module: fx.GraphModule, table: Table, sizes: Sequence[torch.SymInt]) -> None:
         super().__init__(module, garbage_collect_values=False)
         self._stamper = Stamper()
         self._table = table
+        self._sizes = sizes
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and stamp what it became."""
@@ -64,6 +61,11 @@ class _Decomposing(fx.Interpreter):
         is_kept = is_operator and n.target not in self._table
         result = self._kept(n) if is_kept else super().run_node(n)
         self._stamper.stamp(part_of_node(n), n.meta.get("stack_trace"))
+        if not is_kept and any(map(is_fixed, self._sizes)):
+            raise CompileError(
+                f"{n.target} {place(n)} runs along the batch in a form that fixes its size, and a "
+                "plan runs with any: swap dimensions, or use another operator over dimension 0"
+            )
         return result
 
     def _kept(self, node: fx.Node) -> Any:

@@ -116,6 +116,7 @@ def _running(join: Callable[[Tensor, Tensor], Tensor], values: Tensor, dimension
 def _log_of_sum(left: Tensor, right: Tensor) -> Tensor:
     larger = torch.maximum(left, right)
     gap = torch.minimum(left, right) - larger
+    gap = torch.where(larger == -torch.inf, 0.0, gap)  # two of them have no difference
     return larger + gap.exp().log1p()
 
 
@@ -153,7 +154,7 @@ def nll_loss_backward(
         return nll_loss_backward(
             gradient, log_probabilities, target, weight, reduction, ignore_index, total_weight
         ).squeeze(0)
-    classes = torch.arange(int(log_probabilities.shape[1]), device=target.device)
+    classes = torch.arange(log_probabilities.shape[1], device=target.device)
     hit = (target.unsqueeze(1) == classes) & (target != ignore_index).unsqueeze(1)
     found = hit.to(log_probabilities.dtype)
     if weight is not None:
@@ -178,8 +179,8 @@ def leaky_relu_backward(
 
 def hardswish_backward(gradient: Tensor, features: Tensor) -> Tensor:
     """Howard et al., "Searching for MobileNetV3", ICCV 2019: x/3 + 1/2 from -3 to 3, then 1."""
-    between = ((features >= -3) & (features <= 3)).to(gradient.dtype)
-    return gradient * (between * (features / 3 + 0.5) + (features > 3).to(gradient.dtype))
+    between = ((features > -3) & (features < 3)).to(gradient.dtype)
+    return gradient * (between * (features / 3 + 0.5) + (features >= 3).to(gradient.dtype))
 
 
 _OURS: dict[Any, Callable[..., Any]] = {

@@ -46,7 +46,8 @@ def small_gradients(
     by_channel = gradient.flatten(2).transpose(0, 1)
     to_features = to_weight = None
     if output_mask[0]:
-        matrices = _matrices(weight, spread).transpose(1, 2)
+        # not the forward pass's matrices turned: those would be kept in memory until here
+        matrices = _matrices(weight, spread.transpose(1, 2))
         to_features = torch.bmm(by_channel, matrices).transpose(0, 1).contiguous()
         to_features = to_features.reshape(-1, *(int(size) for size in features.shape[1:]))
     if output_mask[1]:

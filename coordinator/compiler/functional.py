@@ -16,9 +16,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_map
 
+from coordinator.compiler.places import place
 from headwater.errors import CompileError
 
 aten = torch.ops.aten
+
+_SHARING = (
+    aten._unsafe_view.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default,
+    aten.unsafe_chunk.default,
+)  # fmt: skip
+"""Their results are an argument's memory, though their schemas do not say so."""
 
 
 def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -34,6 +41,7 @@ def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
         return copied
     _rewrite_batch_norm(copied.graph)
     _rewrite_writes_to_fresh_tensors(copied.graph)
+    copied.recompile()
     if not any(_writes(node) for node in copied.graph.nodes):
         return copied
     values = [node.meta["val"] for node in copied.graph.find_nodes(op="placeholder")]
@@ -51,7 +59,9 @@ def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
                 _allow_non_fake_inputs=True,
             )(*values)
     except RuntimeError as error:
-        writing = sorted({str(node.target) for node in copied.graph.nodes if _writes(node)})
+        writing = dict.fromkeys(
+            f"{node.target} {place(node)}" for node in copied.graph.nodes if _writes(node)
+        )
         raise CompileError(
             f"the training step writes tensors in place ({', '.join(writing)}) in a way that torch "
             "cannot turn around: use the forms without a trailing underscore"
@@ -71,9 +81,8 @@ def _rewrite_writes_to_fresh_tensors(graph: fx.Graph) -> None:
     """
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        plain = _without_write(node) if _writes(node) else None
-        if plain is not None and _is_fresh(node.args[0], node, order):
-            node.target = plain
+        if _writes(node) and _is_fresh(node.args[0], node, order):
+            node.target = _without_write(node) or node.target
 
 
 def _without_write(node: fx.Node) -> OpOverload | None:
@@ -86,10 +95,17 @@ def _without_write(node: fx.Node) -> OpOverload | None:
     written = [place for place, one in enumerate(arguments) if one.alias_info is not None]
     if not isinstance(plain, OpOverload) or plain is target or written != [0]:
         return None
-    if [one.name for one in plain._schema.arguments] != [one.name for one in arguments]:
+    forms = [
+        [(one.name, str(one.type)) for one in given._schema.arguments] for given in (target, plain)
+    ]
+    if forms[0] != forms[1]:
         return None
-    values = tree_map(lambda one: one.meta["val"] if isinstance(one, fx.Node) else one, node.args)
-    keeps_dtype = plain(*values, **node.kwargs).dtype == node.meta["val"].dtype
+    if any("val" not in one.meta for one in node.all_input_nodes):
+        return None
+    args, kwargs = tree_map(
+        lambda one: one.meta["val"] if isinstance(one, fx.Node) else one, (node.args, node.kwargs)
+    )
+    keeps_dtype = plain(*args, **kwargs).dtype == node.meta["val"].dtype
     return plain if keeps_dtype else None
 
 
@@ -106,8 +122,8 @@ def _is_fresh(tensor: Any, write: fx.Node, order: dict[fx.Node, int]) -> bool:
 
 def _shares_memory(node: fx.Node) -> bool:
     """Whether a node's result may be the memory of an argument."""
-    if not isinstance(node.target, OpOverload):
-        return node.op != "output"
+    if not isinstance(node.target, OpOverload) or node.target in _SHARING:
+        return True
     return any(one.alias_info is not None for one in node.target._schema.arguments)
 
 

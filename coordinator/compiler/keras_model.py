@@ -27,9 +27,18 @@ def as_module(model: nn.Module) -> nn.Module:
     """The module itself, or one that calls it where it is a Keras model.
 
     Raises:
-        CompileError: a Keras model of another backend, not built, or with random layers other than
-            Dropout.
+        CompileError: no module, or a wrapper around one; a Keras model of another backend, not
+            built, or with random layers other than Dropout.
     """
+    if not isinstance(model, nn.Module):
+        raise CompileError(
+            f"the model is {model!r}, not a torch.nn.Module: give an instance, as in Net()"
+        )
+    if isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):  # torch.compile's
+        raise CompileError(
+            f"the model is wrapped in {type(model).__name__}: give the module inside of it; a "
+            "client chooses its devices and torch.compile itself"
+        )
     keras = sys.modules.get("keras")
     if keras is None or not isinstance(model, keras.Layer):
         return model

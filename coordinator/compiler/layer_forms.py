@@ -15,14 +15,29 @@ _BATCH_NORM_FORWARD = _BatchNorm.forward
 
 
 def batch_norm_forward(layer: _BatchNorm, features: Tensor) -> Tensor:
+    """BatchNorm in training, for batches of any size.
+
+    A last batch that has one value for each channel has no variance: torch refuses it, devices
+    leave the running variance as it was.
+    """
+    before = layer.running_var
+    if not (layer.training and isinstance(features, FakeTensor) and before is not None):
+        return _BATCH_NORM_FORWARD(layer, features)
+    before = before.clone()
+    by_count = layer.momentum is None
+    found = (_averaged_batch_norm if by_count else _BATCH_NORM_FORWARD)(layer, features)
+    after = layer.running_var
+    assert after is not None
+    layer.running_var = torch.where(after.isnan(), before, after)
+    return found
+
+
+def _averaged_batch_norm(layer: _BatchNorm, features: Tensor) -> Tensor:
     """BatchNorm with `momentum=None`, whose own code takes the count of batches out of the graph.
 
     Running statistics are the mean over all batches seen. A pass with momentum 1 leaves the
     batch's own statistics in fresh buffers, so the native kernel is still the one that runs.
     """
-    reads = layer.momentum is None and layer.training and layer.track_running_stats
-    if not reads or not isinstance(features, FakeTensor):
-        return _BATCH_NORM_FORWARD(layer, features)
     layer._check_input_dim(features)  # type: ignore[no-untyped-call]
     count, mean, variance = layer.num_batches_tracked, layer.running_mean, layer.running_var
     assert count is not None and mean is not None and variance is not None

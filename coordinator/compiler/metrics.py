@@ -33,11 +33,13 @@ def metric_functions(metrics: Sequence[str] | Mapping[str, str | Metric]) -> dic
     """Metrics by name: known names, or a mapping that also takes `(output, *targets) -> scalar`.
 
     Raises:
-        CompileError: an unknown name.
+        CompileError: an unknown name, or one that is taken.
     """
     named: Mapping[str, str | Metric] = (
         metrics if isinstance(metrics, Mapping) else {name: name for name in metrics}
     )
+    if "loss" in named:
+        raise CompileError("a metric cannot be named 'loss', which is the loss: rename it")
     return {name: _function(metric) for name, metric in named.items()}
 
 

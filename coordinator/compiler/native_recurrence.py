@@ -4,10 +4,11 @@ Where tensors have no values torch composes `aten.lstm` and its kin of small ope
 step, and runs each, which takes seconds for a hundred steps. Here an operator with shapes and no
 kernel stands in for each of them; in the finished trace it gives place to torch's.
 
-Sequences of unequal length run through the same operators, padded behind their end: what comes out
-there is nowhere used, and the run from the last step to the first takes each sequence in its own
-reversed order. The hidden state at the end is an output; the memory of an LSTM is none, so one more
-input closes the input gates and opens the forget gates behind the end, which holds the memory.
+Sequences of unequal length run through the same operators, with zeros behind their end: what comes
+out there is finite and masked, and the run from the last step to the first takes each sequence in
+its own reversed order. The hidden state at the end is an output; the memory of an LSTM is none, so
+one more input closes the input gates and opens the forget gates behind the end, which holds the
+memory. Likewise it holds a rectified state, which could grow, at zero.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from coordinator.compiler.packed_sequences import step_mask
 from coordinator.compiler.recurrent_layers import Layer, RecurrentCall, Results
 
 _FAR = 1e4
-"""A sigmoid of it is 1 in any precision, and 0 of its negative."""
+"""Far more than what a state times its weights can be: a sigmoid is 1 there, and 0 of its negative.
+"""
 
 _SETTINGS = (
     "Tensor[] weights, bool biased, int layers, float dropout, bool training, bool bidirectional, "
@@ -77,20 +79,19 @@ def _direction(
     count = len(call.weights) // call.directions
     weights = list(call.weights[index * count : (index + 1) * count])
     states = [state[index : index + 1] for state in call.states]
-    sequence, order = call.inputs, _own_order(lengths, int(call.inputs.shape[0]))
-    if index == 1:
+    sequence, reverse = call.inputs, index == 1
+    order = _own_order(lengths, int(sequence.shape[0])) if reverse else lengths
+    if reverse:
         sequence = _taken(sequence, order)
-    initial: Any = states
-    if call.kind == "lstm":
+    if call.kind in _HELD:
         sequence = torch.cat([sequence, 1 - step_mask(lengths, sequence)], -1)
-        weights[0] = torch.cat([weights[0], _holding(weights[0])], 1)
-    else:
-        (initial,) = states
+        weights[0] = torch.cat([weights[0], _HELD[call.kind](weights[0])], 1)
+    initial: Any = states if call.kind == "lstm" else states[0]
     output, _, *memory = function(
         sequence, initial, weights, call.biased, 1, 0.0, True, False, False
     )
     hidden = _taken(output, (lengths - 1).unsqueeze(0))
-    return _taken(output, order) if index == 1 else output, hidden, *memory
+    return _taken(output, order) if reverse else output, hidden, *memory
 
 
 def _own_order(lengths: Tensor, steps: int) -> Tensor:
@@ -103,12 +104,18 @@ def _taken(sequence: Tensor, steps: Tensor) -> Tensor:
     return sequence.gather(0, steps.unsqueeze(-1).expand(-1, -1, int(sequence.shape[-1])))
 
 
-def _holding(weight: Tensor) -> Tensor:
+def _held_memory(weight: Tensor) -> Tensor:
     """A column for the gates of an LSTM (input, forget, cell, output)."""
     closed = weight.new_full((int(weight.shape[0]) // 4, 1), -_FAR)
-    return torch.cat(
-        [closed, -closed, closed.new_zeros(closed.shape), closed.new_zeros(closed.shape)]
-    )
+    as_it_is = torch.zeros_like(closed)
+    return torch.cat([closed, -closed, as_it_is, as_it_is])
+
+
+def _held_at_zero(weight: Tensor) -> Tensor:
+    return weight.new_full((int(weight.shape[0]), 1), -_FAR)
+
+
+_HELD = {"lstm": _held_memory, "rnn_relu": _held_at_zero}
 
 
 def with_torchs_own(module: fx.GraphModule) -> fx.GraphModule:

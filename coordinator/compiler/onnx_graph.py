@@ -67,8 +67,10 @@ class GraphBuilder:
         return self._constants[key]
 
     def scalar(self, value: float | bool, dtype: torch.dtype) -> str:
-        """A constant of rank 0."""
-        return self.constant(np.array(value, NUMPY_OF_TORCH[dtype]))
+        """A constant of rank 0; an integer beyond the dtype wraps around, as in torch."""
+        kind = np.dtype(NUMPY_OF_TORCH[dtype])
+        whole = isinstance(value, int) and kind.kind in "iu"
+        return self.constant(np.array(value, np.int64 if whole else kind).astype(kind))
 
     def integers(self, values: Sequence[int]) -> str:
         """A constant int64 vector: shapes, axes, offsets."""

@@ -83,6 +83,8 @@ def _convolved(
     operands = [features.name, weight.name] + ([bias.name] if bias is not None else [])
     if not transposed:
         return context.op("Conv", *operands, **attributes)
+    if any(more >= step for more, step in zip(output_padding, stride, strict=True)):
+        raise context.unsupported("output_padding must be smaller than the stride on devices")
     return context.op("ConvTranspose", *operands, output_padding=output_padding, **attributes)
 
 

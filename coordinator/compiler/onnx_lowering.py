@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from coordinator.compiler.onnx_graph import NUMPY_OF_TORCH, GraphBuilder, element_type
 from coordinator.compiler.places import place
 from coordinator.compiler.refusals import unsupported
-from coordinator.compiler.trace import TracedStep
+from coordinator.compiler.trace import TracedStep, is_fixed
 from headwater.errors import CompileError
 
 BATCH = "batch"
@@ -156,10 +156,15 @@ def lower(step: TracedStep, name: str) -> onnx.ModelProto:
     for input_name, node in zip(step.inputs, step.placeholders, strict=True):
         context.names[node] = input_name
         inputs.append(_information(input_name, node.meta["val"]))
+    sizes = step.open_sizes
     for node in step.module.graph.nodes:
         if node.op in ("call_function", "get_attr"):
             context.node = node
             context.names[node] = _lowered(context, node)
+            if any(map(is_fixed, sizes)):
+                raise context.unsupported(
+                    "it fixes the size of the batch, and a plan runs with any"
+                )
     outputs = []
     for output_name, node in step.results.items():
         value = context.names[node]

@@ -121,14 +121,17 @@ def _floor_quotient(context: Context, left: Any, right: Any) -> Result:
 
 
 def _floored(context: Context, left: str, right: str, dtype: torch.dtype) -> str:
-    """Exact for integers of any size: ONNX's integer Div truncates, so subtract a remainder first.
-
-    Mod has the divisor's sign here, thus `left - left mod right` is the multiple below.
+    """Exact for all integers: ONNX's integer Div truncates, which is one too many where a remainder
+    is left and has another sign than the divisor.
     """
     if dtype.is_floating_point:
         return context.op("Floor", context.op("Div", left, right))
-    below = context.op("Sub", left, context.op("Mod", left, right))
-    return context.op("Div", below, right)
+    quotient, zero = context.op("Div", left, right), context.scalar(0, dtype)
+    rest = context.op("Mod", left, right, fmod=1)
+    turned = context.op("Xor", context.op("Less", rest, zero), context.op("Less", right, zero))
+    is_left = context.op("Not", context.op("Equal", rest, zero))
+    extra = context.op("Cast", context.op("And", is_left, turned), to=element_type(dtype))
+    return context.op("Sub", quotient, extra)
 
 
 @translates("remainder.Tensor", "remainder.Scalar")
@@ -228,15 +231,16 @@ def _log_of_one_plus(context: Context, value: Value) -> Result:
     gap = context.op("Sub", shifted, one)
     nothing = context.op("Equal", gap, context.scalar(0, dtype))
     safe = context.op("Where", nothing, one, gap)
-    ratio = context.op("Div", context.op("Mul", context.op("Log", shifted), name), safe)
+    ratio = context.op("Mul", context.op("Div", name, safe), context.op("Log", shifted))
     return context.op("Where", nothing, name, ratio)
 
 
 @translates("expm1.default")
 def _exp_minus_one(context: Context, value: Value) -> Result:
-    """2 sinh(x/2) exp(x/2): no cancellation near zero."""
+    """2 sinh(x/2) exp(x/2): no cancellation near zero. Below -80 it is -1, and sinh infinite."""
     dtype = context.result.dtype
-    half = context.op("Mul", context.operand(value, dtype), context.scalar(0.5, dtype))
+    near = context.op("Max", context.operand(value, dtype), context.scalar(-80, dtype))
+    half = context.op("Mul", near, context.scalar(0.5, dtype))
     twice = context.op("Mul", context.op("Sinh", half), context.scalar(2, dtype))
     return context.op("Mul", twice, context.op("Exp", half))
 

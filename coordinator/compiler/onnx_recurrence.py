@@ -297,7 +297,7 @@ def _scan(
         "Scan", len(states) + len(wanted), *(state.name for state in states.values()),
         *given.values(), clock, body=graph, num_scan_inputs=count,
         scan_input_directions=[int(reverse)] * count,
-        scan_output_directions=[int(reverse)] * len(wanted),
+        **({"scan_output_directions": [int(reverse)] * len(wanted)} if wanted else {}),
     )  # fmt: skip
     stacked = dict(zip(wanted, outputs[len(states) :], strict=True))
     return *(stacked.get(name, "") for name in results), *outputs[: len(states)]

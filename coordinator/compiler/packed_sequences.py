@@ -42,7 +42,8 @@ class Packing:
             )
         token = torch.zeros(1, dtype=torch.int64)
         self._packed[id(token)] = _Packed(token, lengths, steps)
-        return (sequence.transpose(0, 1) if batch_first else sequence).flatten(0, 1), token
+        sequence = sequence.transpose(0, 1) if batch_first else sequence
+        return _filled(sequence, lengths, 0.0).flatten(0, 1), token
 
     def pad(
         self, rows: Tensor, token: Tensor, batch_first: bool, value: float, total_length: int
@@ -54,13 +55,7 @@ class Packing:
                 "pad_packed_sequence gives as many steps as the longest example has, which depends "
                 f"on the data: pass total_length={packed.steps}, the length that was packed"
             )
-        sequence = self.unflattened(rows, token)
-        mask = step_mask(packed.lengths, sequence).reshape(
-            packed.steps, -1, *[1] * (sequence.dim() - 2)
-        )
-        sequence = sequence * mask
-        if value:
-            sequence = sequence + (1 - mask) * value
+        sequence = _filled(self.unflattened(rows, token), packed.lengths, value)
         return sequence.transpose(0, 1) if batch_first else sequence, packed.lengths
 
     def unflattened(self, rows: Tensor, token: Tensor) -> Tensor:
@@ -79,5 +74,16 @@ class Packing:
 
 def step_mask(lengths: Tensor, sequence: Tensor) -> Tensor:
     """[time, batch, 1]: 1 where a step belongs to the example, else 0."""
+    return _belongs(lengths, sequence).to(sequence.dtype).unsqueeze(-1)
+
+
+def _belongs(lengths: Tensor, sequence: Tensor) -> Tensor:
     steps = torch.arange(int(sequence.shape[0]), device=lengths.device)
-    return (steps.unsqueeze(1) < lengths).to(sequence.dtype).unsqueeze(-1)
+    return steps.unsqueeze(1) < lengths
+
+
+def _filled(sequence: Tensor, lengths: Tensor, value: float) -> Tensor:
+    """The value behind the end of each example, whatever was there: a product would keep a NaN."""
+    mask = _belongs(lengths, sequence)
+    shape = (*mask.shape, *[1] * (sequence.dim() - 2))
+    return torch.where(mask.reshape(shape), sequence, value)

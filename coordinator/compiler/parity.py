@@ -99,10 +99,14 @@ class _Graphs:
 
     def __init__(self, members: Mapping[str, bytes], ports: Mapping[str, GraphPort]) -> None:
         self._ports = ports
-        self._sessions = {m: open_session(members[m], m, threads=1) for m in ports}
+        self._members = members
+        self._sessions: dict[str, Any] = {}
 
     def run(self, member: str, values: Mapping[str, Array]) -> Arrays:
+        """Results by name. Graphs open here, after eager torch ran, whose errors are clearer."""
         ports = self._ports[member]
+        if member not in self._sessions:
+            self._sessions[member] = open_session(self._members[member], member, threads=1)
         feeds = {name: values[name] for name in ports.inputs}
         results = run_session(self._sessions[member], ports.outputs, feeds, member)
         return dict(zip(ports.outputs, results, strict=True))
@@ -260,7 +264,10 @@ class _Run:
             self.state[name[4:]] = torch.from_numpy(array)
 
     def _inputs(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**{f"p.{n[2:]}" if n[:2] == "f." else n: v for n, v in self.state.items()}, **data}
+        return {
+            **{f"p.{n[2:]}" if n[:2] == "f." else n: v for n, v in self.state.items()},
+            **_owned(data),
+        }
 
     def _feeds(self, data: Mapping[str, Tensor]) -> Arrays:
         scalars: Arrays = {
@@ -376,6 +383,11 @@ def _trial_of(gradient: Array, scale: float) -> Array:
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.asarray(a)) for name, a in batch_values(batch).items()}
+
+
+def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, which a model may write without changing what the next run of it sees."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _doubled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

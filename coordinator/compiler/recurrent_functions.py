@@ -31,8 +31,8 @@ class RecurrentFunctions:
     """Runs them in a form that every runtime computes alike, with dropout by `drop`.
 
     With `native` they are torch's own, except that dropout between layers is by `drop` too. While a
-    model is traced torch's own fix the batch (cells) or depend on the data (packed sequences): then
-    those are spelled out in torch.
+    model is traced torch's own fix the batch (cells), which are then spelled out, or depend on the
+    data (packed sequences), which then run padded.
     """
 
     def __init__(self, drop: Drop, native: bool) -> None:

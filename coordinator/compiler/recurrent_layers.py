@@ -1,8 +1,8 @@
 """LSTM, GRU and RNN as layers of one operator for each direction.
 
 torch runs all the layers in one call and draws dropout between them inside. Here each layer is a
-call of its own, so that dropout is ours: a recurrent operator of ours where a model is traced, and
-torch's own kernel where eager torch is the yardstick.
+call of its own, so that dropout is ours: a recurrent operator of ours where a model is traced for
+ONNX, and torch's own kernel, or what stands for it, elsewhere.
 """
 
 from collections.abc import Callable

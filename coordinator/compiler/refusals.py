@@ -4,15 +4,19 @@ Each refusal names the part of the model, the line, the operator or function, an
 instead (`coordinator.compiler.advice`).
 """
 
+import operator
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from coordinator.compiler.advice import advice
@@ -116,7 +120,9 @@ def _check_write(node: fx.Node) -> None:
         if not (argument.alias_info and argument.alias_info.is_write):
             continue
         written = node.args[position] if position < len(node.args) else None
-        while isinstance(written, fx.Node) and _is_view(written.target):
+        while isinstance(written, fx.Node) and (
+            _is_view(written.target) or written.target is operator.getitem
+        ):
             written = written.args[0]
         if isinstance(written, fx.Node) and written.op in ("placeholder", "get_attr"):
             raise CompileError(
@@ -203,10 +209,32 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
                 )
 
 
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Refuses numbers from Python's and numpy's global generators.
+
+    Raises:
+        CompileError: one was drawn: a plan would hold that number, and devices draw no other.
+    """
+    before = random.getstate(), tuple(np.random.get_state(legacy=False)["state"].values())
+    yield
+    names = ("Python's random", "numpy.random")
+    after = random.getstate(), tuple(np.random.get_state(legacy=False)["state"].values())
+    for name, old, new in zip(names, before, after, strict=True):
+        if not all(np.array_equal(one, other) for one, other in zip(old, new, strict=True)):
+            raise CompileError(
+                f"the model or loss draws from {name} while it runs: a plan is traced once and "
+                "would hold that one number. Instead: torch.rand(()) < p, with torch.where for "
+                "what it decides, draws anew on devices"
+            )
+
+
 def _recomputed(module: nn.Module) -> set[str]:
-    """What the deprecated weight_norm computes anew before each forward pass."""
+    """What the deprecated weight_norm and spectral_norm compute anew before each forward pass."""
     return {
-        hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)
+        hook.name
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, WeightNorm | SpectralNorm)
     }
 
 

@@ -125,7 +125,9 @@ class PortableFunctions(TorchFunctionMode):
             return DRAWING[func](self.draws, *args, **kwargs)
         if func is _ATTENTION and (not self.only_random or _drops(*args, **kwargs)):
             return attention(self.draws, *args, **kwargs)
-        if func in _SPELLED_OUT and (not self.only_random or _is_untraceable(func, args)):
+        if func in _SPELLED_OUT and (
+            not self.only_random or _is_untraceable(func, (*args, *kwargs.values()))
+        ):
             return _SPELLED_OUT[func](*args, **kwargs)
         if self._recurrences.takes(func, args):
             return self._recurrences.call(func, args)
@@ -171,7 +173,8 @@ def _set(patches: list[_Patch]) -> None:
 
 
 def _is_untraceable(func: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
-    return func in _UNTRACEABLE and isinstance(arguments[0], FakeTensor)
+    """Whether torch cannot trace the call as it is."""
+    return func in _UNTRACEABLE and any(isinstance(one, FakeTensor) for one in arguments)
 
 
 def _drops(

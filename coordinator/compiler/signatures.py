@@ -28,6 +28,20 @@ def check_signatures(signatures: Sequence[TensorSignature]) -> None:
             )
         if fault := one.fault():
             raise CompileError(f"{one.name!r}: {fault}")
+    names = [one.name for one in signatures]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise CompileError(f"two inputs or targets are named {twice[0]!r}: rename one")
+
+
+def check_counts(batch_size: int, seed: int) -> None:
+    """Refuse numbers that are none.
+
+    Raises:
+        CompileError: which one, and what it must be.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise CompileError(f"{name} is {value!r}: give a whole number of at least {least}")
 
 
 def random_batch(

@@ -103,7 +103,16 @@ class ModelState:
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy. Tensors that modules computed from parameters and keep, as the deprecated
     weight_norm does, lose their history, which torch does not copy.
+
+    Raises:
+        CompileError: a parameter has hooks, which a copy loses.
     """
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise CompileError(
+                f"parameter {name!r} has a hook, which is code that no plan carries: scale or mask "
+                "in forward, or use the job's clipping and parameter groups"
+            )
     kept = (value for module in model.modules() for value in vars(module).values())
     computed = [v for v in kept if isinstance(v, Tensor) and not v.is_leaf]
     return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in computed})

@@ -28,7 +28,7 @@ from coordinator.compiler.batch_sizes import BatchSizes
 from coordinator.compiler.functional import functional
 from coordinator.compiler.native_recurrence import with_torchs_own
 from coordinator.compiler.places import Places
-from coordinator.compiler.refusals import check_operators, explained
+from coordinator.compiler.refusals import check_operators, explained, undrawn
 from headwater.aten_operators import ATEN_OPERATORS, STATISTICS_OPERATORS
 
 TRACE_BATCH_SIZE = 11
@@ -80,6 +80,13 @@ class TracedStep:
     def placeholders(self) -> list[fx.Node]:
         """The input nodes, in the order of `inputs`."""
         return list(self.module.graph.find_nodes(op="placeholder"))
+
+    @property
+    def open_sizes(self) -> list[torch.SymInt]:
+        """The sizes that are not known, each once: the batch's, or none."""
+        shapes = [node.meta["val"].shape for node in self.placeholders]
+        found = {str(size): size for shape in shapes for size in shape}
+        return [size for size in found.values() if not isinstance(size, int)]
 
     @property
     def results(self) -> dict[str, Any]:
@@ -138,7 +145,8 @@ def _recorded(
     names: list[str] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
-        results = step(dict(zip(examples, tensors, strict=True)))
+        with undrawn():
+            results = step(dict(zip(examples, tensors, strict=True)))
         names[:] = results
         return list(results.values())
 

@@ -287,11 +287,34 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
         ),
         ({"loss": "mse_loss", "metrics": []}, "both need one shape"),
         ({"inputs": [TensorSignature("x", (20,), "complex64")]}, "has dtype 'complex64'; allowed"),
+        ({"inputs": [TensorSignature("x", (20,), "int64", 9)]}, "must have the same dtype"),
+        ({"metrics": {"loss": lambda output, target: output.mean()}}, "cannot be named 'loss'"),
+        ({"batch_size": 0}, "batch_size is 0: give a whole number of at least 1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"seed": -5}, "seed is -5: give a whole number of at least 0"),
+        ({"name": ""}, "no device would take this plan: .*name"),
+        ({"inputs": [LABEL]}, "two inputs or targets are named 'label'"),
     ],
 )
-def test_losses_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(CompileError, match=message):
         compile_features(nn.Linear(20, 5), **changed)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear, "not a torch.nn.Module: give an instance"),
+        (lambda features: features, "not a torch.nn.Module"),
+        (nn.DataParallel(nn.Linear(20, 5)), "wrapped in DataParallel: give the module inside"),
+        (nn.ConvTranspose2d(1, 1, 1, 1, 0, 2, dilation=3), "output_padding must be smaller"),
+    ],
+)
+def test_models_that_are_none(model: Any, message: str) -> None:
+    image = TensorSignature("image", (1, 6, 6), "float32")
+    flat = nn.Sequential(model, nn.Flatten()) if isinstance(model, nn.ConvTranspose2d) else model
+    with pytest.raises(CompileError, match=message):
+        compile_features(flat, inputs=[image if flat is not model else FEATURES], metrics=[])
 
 
 def test_an_embedding_smaller_than_its_input_is_refused() -> None:

@@ -83,8 +83,16 @@ def read_under_its_old_name(x: Tensor) -> list[Tensor]:
     return [fresh, before, count, fresh * 2]
 
 
+OUTSIDE = torch.rand(3)
+
+
+def with_a_tensor_from_outside(x: Tensor) -> list[Tensor]:
+    return [x.sin().mul_(OUTSIDE)]
+
+
 @pytest.mark.parametrize(
-    "function", [written_twice, written_beside_a_view, read_under_its_old_name]
+    "function",
+    [written_twice, written_beside_a_view, read_under_its_old_name, with_a_tensor_from_outside],
 )
 def test_writes_to_tensors_of_its_own(function: Function) -> None:
     """The values and dtypes that torch gives, whoever else sees the memory."""

@@ -239,7 +239,9 @@ FAMILIES: dict[str, Family] = {
             ),
             "addmm": lambda x, y, z: torch.addmm(z[0], x[:, 0, 0], y[0, :, :3], beta=0.5, alpha=2),
             "outer": lambda x, y, z: torch.outer(x[0, 0, 0], z[0]),
-            "kron": lambda x, y, z: torch.kron(x[:, 0, 0], z),
+            "kron": lambda x, y, z: torch.kron(x[:, 0, 0], z) + torch.kron(
+                input=x[:, 0, 0], other=z
+            ),
             "tensordot": lambda x, y, z: torch.tensordot(x[:, 0], y[0], 1),
             "three": lambda x, y, z: torch.einsum("bi,ij,bj->b", x[:, 0, 0], y[0], x[:, 0, 1, :5]),
         },

@@ -111,9 +111,20 @@ def compile_with(folder: Path, **parts: str) -> str:
         ("x = torch.fft.rfft(x).abs().sum() + x  # !", f"{OWN} computes in torch.complex", "table"),
         ("x = x.half().float()  # !", f"{OWN} computes in torch.float16", "remove autocast"),
         ("x = x * (1 if x.shape[0] == 11 else 2)  # !", "compares the batch size at HERE", "-1 in"),
+        ("x = x * (2 if x.shape[0] == 1 else 1)  # !", "do not compute what eager torch does", ""),
+        ("x = x * (2 if x.shape[0] == 32 else 1)  # !", "compares the batch size at HERE", "-1"),
+        ("x = x * (1 if x.shape[0] in (16, 3000) else 2)  # !", "compares the batch size", "-1"),
+        ("if x.shape[0] * 2 > 9000:  # !\n    x = -x", "compares the batch size at HERE", "only"),
+        ("import random\nx = x if random.random() < 0.1 else -x", "draws from Python's random",
+         "torch.rand(()) < p"),
+        ("import numpy as np\nx = x * np.random.rand()", "draws from numpy.random", "torch.rand"),
         ("if x.shape[0] > 4:  # !\n    x = -x", "compares the batch size at HERE", "only in sh"),
         ("x = x + torch.zeros(int(x.shape[0]), 4)  # !", "fixes the batch size at HERE", "only in"),
         ("x = torch.stack([x[i] for i in range(len(x))])  # !", "batch size at HERE", "a loop"),
+        ("x = x + x.logcumsumexp(0)  # !", f"aten.logcumsumexp.default {OWN} runs along the batch",
+         "swap dimensions"),
+        ("x = x + torch.diagonal(x @ x.T).unsqueeze(1)  # !", f"aten.diagonal.default {OWN}: it ",
+         "fixes the size of the batch"),
         ("return None", "the model's forward returns None", "lacks a return"),
         ("x = x.detach(); return self.head(x).detach()", "the loss does not depend", ".detach()"),
         ("self.count = self.count + 1", "the model keeps what it computes", "register_buffer"),
@@ -130,7 +141,10 @@ def test_in_a_forward(line: str, told: str, instead: str, tmp_path: Path) -> Non
     assert instead in message
 
 
-@pytest.mark.parametrize("line", ["x += 1  # !", "x[:, 0] = 0  # !", "x.view(-1).mul_(2)  # !"])
+@pytest.mark.parametrize(
+    "line",
+    ["x += 1  # !", "x[:, 0] = 0  # !", "x.view(-1).mul_(2)  # !", "x.chunk(2, 1)[1].mul_(2)  # !"],
+)
 def test_a_write_to_the_input(line: str, tmp_path: Path) -> None:
     message = compile_with(tmp_path, start=line)
     assert f"{OWN} writes in place to an input" in message
@@ -189,6 +203,8 @@ def test_buffers(kept: str, line: str, told: str, tmp_path: Path) -> None:
         ("self.p = nn.Parameter(torch.ones(3).half())", "convert the model with .float()"),
         ("self.p = nn.Parameter(torch.ones(3).double())", "convert the model with .float()"),
         ("self.p = nn.LazyLinear(4)", "'p.weight' is lazy and has no shape yet: run the model"),
+        ("self.head.weight.register_hook(lambda g: 2 * g)",
+         "parameter 'head.weight' has a hook, which is code that no plan carries"),
         ("self.to('meta')", "parameter 'body.weight' is on the meta device and has no values"),
     ],
 )  # fmt: skip

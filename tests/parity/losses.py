@@ -86,6 +86,11 @@ def hardest(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().mean(1).topk(3).values.mean()
 
 
+def contrastive(output: Tensor, target: Tensor) -> Tensor:
+    """The other examples of the batch are the negatives: van den Oord et al., 2018."""
+    return F.cross_entropy(output @ target.t(), torch.arange(output.shape[0]))
+
+
 def temporal(output: Tensor, target: Tensor) -> Tensor:
     """CTC over six time steps that the output's products make; labels are 1 or 2."""
     steps = torch.stack([output * (step + 1) for step in range(6)]).log_softmax(-1)
@@ -132,4 +137,5 @@ LOSSES = {
     "triplet_margin_with_distance_loss": Tried(triplet_with_distance, NUMBERS),
     "ctc_loss": Tried(temporal, CLASSES),
     "topk in a loss of one's own": Tried(hardest, NUMBERS),
+    "negatives from the batch": Tried(contrastive, NUMBERS),
 }

@@ -44,6 +44,19 @@ class States(nn.Module):
         return torch.cat([output[-1], hidden[0], memory[0]], 1)
 
 
+class Final(nn.Module):
+    """The final states alone: nobody reads the output."""
+
+    def __init__(self, cells: nn.RNNBase) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        _, states = self.cells(sequence)
+        last: Tensor = states[-1] if isinstance(states, tuple) else states
+        return last[-1]
+
+
 class Packed(nn.Module):
     """Lengths that come with the data: padding changes neither the output nor the final state."""
 
@@ -82,6 +95,8 @@ LAYERS = {
     ),
     "GRU": Layer(lambda: First(nn.GRU(6, 4, batch_first=True, bidirectional=True)), SEQUENCE),
     "GRU, packed": _packed(lambda: nn.GRU(4, 3, batch_first=True, bidirectional=True)),
+    "LSTM, final memory": Layer(lambda: Final(nn.LSTM(6, 4, batch_first=True)), SEQUENCE),
+    "GRU, final state": Layer(lambda: Final(nn.GRU(6, 4, batch_first=True)), SEQUENCE),
     "RNN": Layer(lambda: First(nn.RNN(6, 4, batch_first=True)), SEQUENCE),
     "RNN, ReLU": Layer(
         lambda: First(nn.RNN(6, 4, batch_first=True, nonlinearity="relu")), SEQUENCE
