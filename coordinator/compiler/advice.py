@@ -47,6 +47,8 @@ _TABLE = {
     "cuda to_device pin_memory": "leave the device out: new tensors take x.device",
     "checkpoint": "call the part itself, without torch.utils.checkpoint, which runs it again "
     "beside the plan's state",
+    "inner_gradient": "a step differentiates the loss by the parameters that require a gradient "
+    "before it: leave torch.autograd.grad and requires_grad_ out of forward and loss",
     "own_gradient": "x + (f(x) - x).detach() has the value of f(x) and the gradient of x; with "
     "t = x * g.detach(), f(x).detach() + t - t.detach() has the gradient g",
 }

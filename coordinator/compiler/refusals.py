@@ -73,6 +73,8 @@ def _told(error: Exception, function: str, where: str) -> str:
     hint = advice(function, "") if isinstance(error, RuntimeError | NotImplementedError) else ""
     if "torch.utils.checkpoint" in reason:
         hint = advice("checkpoint")
+    if "does not require grad" in reason:
+        hint = advice("inner_gradient")
     instead = f". Instead: {hint}" if hint else ""
     return f"the model, loss or metric cannot be traced{where}: {what}{instead}"
 

@@ -40,6 +40,7 @@ LAYERS = {
     ),
     "weight_norm, deprecated form": _vector(normalized_as_of_old),
     "spectral_norm": _vector(lambda: parametrizations.spectral_norm(nn.Linear(6, 4))),
+    "spectral_norm, deprecated form": _vector(lambda: nn.utils.spectral_norm(nn.Linear(6, 4))),
 }
 
 REFUSED = {
