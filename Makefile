@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: setup  ## Train the digits over four client processes and show every round (ARGS=--json for a last line of JSON)
 	$(BIN)/headwater demo $(ARGS)
 
-test: setup  ## Run the whole test suite, its files side by side (ARGS=... goes to pytest)
+test: setup  ## Run the whole test suite, a file on each processor (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(ARGS)
 
 zoo: setup  ## Measure every whole model into docs/plan.md, then run every parity case and model

@@ -6,8 +6,6 @@ import tempfile
 
 import pytest
 
-from edge_client.profile import available_cores
-
 _CACHE = "XDG_CACHE_HOME"
 _folder = pytest.StashKey[str]()
 
@@ -16,12 +14,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """One folder for the run: the workers of a run and all that they start inherit it."""
     if not hasattr(config, "workerinput"):
         os.environ[_CACHE] = config.stash[_folder] = tempfile.mkdtemp(prefix="headwater-cache-")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than processors: tests of whole systems spend a part of their time waiting."""
-    return available_cores() + 1
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
