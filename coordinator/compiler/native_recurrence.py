@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 from coordinator.compiler.packed_sequences import step_mask
 from coordinator.compiler.recurrent_layers import Layer, RecurrentCall, Results
 
-_FAR = 1e4
+_FAR = 1e30
 """Far more than what a state times its weights can be: a sigmoid is 1 there, and 0 of its negative.
 """
 
@@ -76,11 +76,10 @@ def masked_layer(function: Callable[..., Any]) -> Layer:
 def _direction(
     function: Callable[..., Any], call: RecurrentCall, lengths: Tensor, index: int
 ) -> Results:
-    count = len(call.weights) // call.directions
-    weights = list(call.weights[index * count : (index + 1) * count])
+    weights = list(call.weights_of(index))
     states = [state[index : index + 1] for state in call.states]
     sequence, reverse = call.inputs, index == 1
-    order = _own_order(lengths, int(sequence.shape[0])) if reverse else lengths
+    order = _own_order(lengths, int(sequence.shape[0]))
     if reverse:
         sequence = _taken(sequence, order)
     if call.kind in _HELD:

@@ -46,6 +46,11 @@ class RecurrentCall:
         """2 if a second run goes from the last step to the first."""
         return 2 if self.bidirectional else 1
 
+    def weights_of(self, direction: int) -> tuple[Tensor, ...]:
+        """The weights of one direction (0 or 1) of a call of one layer."""
+        count = len(self.weights) // self.directions
+        return self.weights[direction * count : (direction + 1) * count]
+
     def layer(self, index: int, inputs: Tensor) -> "RecurrentCall":
         """The call of one layer alone, for both directions."""
         runs = slice(index * self.directions, (index + 1) * self.directions)
@@ -86,8 +91,7 @@ def portable_layer(call: RecurrentCall) -> Results:
 
 
 def _direction(call: RecurrentCall, index: int, mask: Tensor | None) -> Results:
-    count = len(call.weights) // call.directions
-    input_weight, weight, *others = call.weights[index * count : (index + 1) * count]
+    input_weight, weight, *others = call.weights_of(index)
     input_bias, hidden_bias = others[:2] if call.biased else (None, None)
     projection = others[-1] if len(others) in (1, 3) else None
     hidden, *memory = (state[index] for state in call.states)

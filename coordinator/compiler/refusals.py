@@ -27,7 +27,7 @@ from headwater.errors import CompileError
 aten = torch.ops.aten
 
 _UNSUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
-_COPIES = (aten.clone.default, aten.detach.default, aten.alias.default)
+COPIES = (aten.clone.default, aten.detach.default, aten.alias.default)
 _FIXED_GRAPH = "a plan is one fixed graph, and devices run it with other data"
 _DATA_DEPENDENT = ("DataDependentOutputException", "DynamicOutputShapeException")
 _BRANCHES = ("__bool__", "is_nonzero", "equal", "allclose")
@@ -175,7 +175,7 @@ def check_buffers(before: Mapping[str, Tensor], after: Mapping[str, fx.Node]) ->
 
 def _source(node: fx.Node) -> fx.Node:
     """The node of the author's that a copy or a detached value of ours comes from."""
-    while node.target in _COPIES and not node.meta.get("stack_trace"):
+    while node.target in COPIES and not node.meta.get("stack_trace"):
         assert isinstance(node.args[0], fx.Node)
         node = node.args[0]
     return node
@@ -218,17 +218,21 @@ def undrawn() -> Iterator[None]:
     Raises:
         CompileError: one was drawn: a plan would hold that number, and devices draw no other.
     """
-    before = random.getstate(), tuple(np.random.get_state(legacy=False)["state"].values())
+    before = _generators()
     yield
-    names = ("Python's random", "numpy.random")
-    after = random.getstate(), tuple(np.random.get_state(legacy=False)["state"].values())
-    for name, old, new in zip(names, before, after, strict=True):
-        if not all(np.array_equal(one, other) for one, other in zip(old, new, strict=True)):
+    for name, new in _generators().items():
+        if not all(map(np.array_equal, before[name], new)):
             raise CompileError(
                 f"the model or loss draws from {name} while it runs: a plan is traced once and "
                 "would hold that one number. Instead: torch.rand(()) < p, with torch.where for "
                 "what it decides, draws anew on devices"
             )
+
+
+def _generators() -> dict[str, tuple[Any, ...]]:
+    """The states of the global generators, whose parts are numbers and arrays."""
+    of_numpy = np.random.get_state(legacy=False)["state"]
+    return {"Python's random": random.getstate(), "numpy.random": tuple(of_numpy.values())}
 
 
 def _recomputed(module: nn.Module) -> set[str]:

@@ -28,7 +28,7 @@ from coordinator.compiler.batch_sizes import BatchSizes
 from coordinator.compiler.functional import functional
 from coordinator.compiler.native_recurrence import with_torchs_own
 from coordinator.compiler.places import Places
-from coordinator.compiler.refusals import check_operators, explained, undrawn
+from coordinator.compiler.refusals import COPIES, check_operators, explained, undrawn
 from headwater.aten_operators import ATEN_OPERATORS, STATISTICS_OPERATORS
 
 TRACE_BATCH_SIZE = 11
@@ -37,8 +37,6 @@ TRACE_BATCH_SIZE = 11
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 aten = torch.ops.aten
-
-_COPIES = aten.clone.default, aten.detach.default, aten.alias.default
 
 _PLAIN_VIEWS: dict[Any, OpOverload] = {
     aten.squeeze_.default: aten.squeeze.default, aten.squeeze_.dim: aten.squeeze.dim,
@@ -96,7 +94,7 @@ class TracedStep:
     def unchanged(self, output: str, source: str) -> bool:
         """Whether an output is merely an input handed through."""
         node = self.results[output]
-        while isinstance(node, fx.Node) and node.target in _COPIES:
+        while isinstance(node, fx.Node) and node.target in COPIES:
             node = node.args[0]
         return node is dict(zip(self.inputs, self.placeholders, strict=True))[source]
 
@@ -206,7 +204,9 @@ def is_fixed(size: int | torch.SymInt) -> bool:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Work without torch's warnings, and without its log of errors, which `explained` tells."""
+    """Work without torch's warnings, without its log of errors, which `explained` tells, and
+    without mkldnn, whose operators no other runtime has.
+    """
     was_disabled, _TORCH_LOG.disabled = _TORCH_LOG.disabled, True
     try:
         with warnings.catch_warnings():

@@ -1,9 +1,10 @@
 """Every file operation that must survive power loss.
 
 A file is written under a temporary name, synced, renamed, and then its folder is synced: a reader
-finds all of it or none, and a rename that was reported done stays done. Nothing else in the
-coordinator or the client syncs or renames, so that a test can record these steps, and fail or tear
-each of them.
+finds all of it or none, and a rename that was reported done stays done. No other module of
+the coordinator, its storage or the client syncs, so that a test can record these steps, and fail or
+tear each of them. What a device may lose is renamed unsynced: the news in `replace`, downloads that
+it can fetch again, the optimizer states of its jobs.
 """
 
 import errno
