@@ -8,9 +8,10 @@ is the median of the turns' ratios: above 1 the trainer is faster. One turn to w
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast, get_args
 
 import click
 import numpy as np
@@ -21,6 +22,7 @@ from torch import nn
 from benchmarks.report import Report, median
 from coordinator.compiler.compile import compile_plan
 from coordinator.compiler.compiled_plan import CompiledPlan
+from edge_client.trainers import Precision
 from edge_client.trainers.torch_device import torch_device
 from edge_client.trainers.torch_trainer import TorchTrainer
 from headwater.batch import Batch, TensorSignature
@@ -61,6 +63,12 @@ CASES = {
     ),
 }  # fmt: skip
 
+WAYS = [
+    f"{precision}{compiled}"
+    for precision in get_args(Precision)
+    for compiled in ("", ", compiled")
+]  # fmt: skip
+
 
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice(list(CASES)))
@@ -69,8 +77,7 @@ CASES = {
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--turns", type=click.IntRange(1), default=7, show_default=True)
 @click.option("--steps", type=click.IntRange(1), help="Steps in a turn. [2 on a CPU, 50 on a GPU]")
-@click.option("--compile", "compiled", is_flag=True, help="The trainer with torch.compile.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), help="How the trainer runs.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
     models: tuple[str, ...],
@@ -79,52 +86,55 @@ def main(
     threads: int,
     turns: int,
     steps: int | None,
-    compiled: bool,
-    precision: Any,
+    ways: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Compare the torch trainer with a hand-written loop of the same model."""
     place = torch_device(device)
     on_gpu = place.type == "cuda"
     report = Report("torch client", _COLUMNS, as_json=as_json)
+    size = batch or (128 if on_gpu else 8)
+    count = steps or (50 if on_gpu else 2)
     for name in models or CASES:
-        size = batch or (128 if on_gpu else 8)
-        trainer, loop = both(CASES[name], size, place, threads, compiled, precision)
-        count = steps or (50 if on_gpu else 2)
-        pairs = [(timed(trainer, count), timed(loop, count)) for _ in range(turns + 1)][1:]
-        report.add(
-            {
-                "model": name,
-                "parameters": sum(p.numel() for p in CASES[name].build().parameters()),
-                "batch": size,
-                "device": torch.cuda.get_device_name(place) if on_gpu else f"cpu x {threads}",
-                "options": f"{precision}{', compiled' * compiled}",
-                "trainer_ms": 1000 * median([own for own, _ in pairs]),
-                "loop_ms": 1000 * median([other for _, other in pairs]),
-                "ratio": median([other / own for own, other in pairs]),
-            }
-        )
+        model, plan = prepared(CASES[name], size)
+        examples = drawn(CASES[name], size)
+        for way in ways or (WAYS if on_gpu else WAYS[:1]):
+            precision, _, compiled = way.partition(", ")
+            trainer = TorchTrainer(
+                plan, threads=threads, device=str(place), compile=bool(compiled),
+                precision=cast(Precision, precision),
+            )  # fmt: skip
+            trainer.set_weights(plan.initial_weights())
+            loop = Loop(CASES[name], deepcopy(model).to(place), examples, place, precision)
+
+            def step(trainer: TorchTrainer = trainer, examples: Batch = examples) -> object:
+                return trainer.train_step(examples, {}, 0)
+
+            pairs = [(timed(step, count), timed(loop.step, count)) for _ in range(turns + 1)][1:]
+            report.add(
+                {
+                    "model": name,
+                    "parameters": sum(p.numel() for p in model.parameters()),
+                    "batch": size,
+                    "device": torch.cuda.get_device_name(place) if on_gpu else f"cpu x {threads}",
+                    "options": way,
+                    "trainer_ms": 1000 * median([own for own, _ in pairs]),
+                    "loop_ms": 1000 * median([other for _, other in pairs]),
+                    "ratio": median([other / own for own, other in pairs]),
+                }
+            )
 
 
-def both(
-    case: Case, size: int, device: torch.device, threads: int, compiled: bool, precision: Any
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """One step of each."""
+def prepared(case: Case, size: int) -> tuple[nn.Module, Plan]:
+    """The model and its plan, which begin with the same weights."""
     torch.manual_seed(0)
     model = case.build()
-    plan = opened(
+    return model, opened(
         compile_plan(
             model, "cross_entropy", ["accuracy"], case.optimizer, [case.input], [case.target],
             name="benchmark", batch_size=size, seed=0,
         )
     )  # fmt: skip
-    trainer = TorchTrainer(
-        plan, threads=threads, device=str(device), compile=compiled, precision=precision
-    )
-    trainer.set_weights(plan.initial_weights())
-    examples = drawn(case, size)
-    loop = Loop(case, model.to(device), examples, device, precision)
-    return lambda: trainer.train_step(examples, {}, 0), loop.step
 
 
 class Loop:

@@ -13,7 +13,7 @@ from headwater.layout import Weights
 from headwater.plan import Plan
 
 Backend = Literal["auto", "onnxruntime", "torch"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 class Trainer(Protocol):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from edge_client.trainers import Precision
 from edge_client.trainers.torch_aten import load_graph
 from headwater.aten_json import read_graph
 from headwater.errors import DataError, PlanError
@@ -94,12 +95,18 @@ def figures_of(results: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def exact_kernels() -> Iterator[None]:
-    """Full float32 and repeatable convolutions on GPUs; no effect on a CPU."""
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield
+def kernels(precision: Precision) -> Iterator[None]:
+    """Repeatable convolutions on GPUs, in full float32 at that precision; no effect on a CPU."""
+    tf32 = precision != "float32"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from edge_client.trainers.torch_state import TorchState
 from edge_client.trainers.torch_step import (
     Figures,
     TorchStep,
-    exact_kernels,
     figures_of,
     in_our_words,
+    kernels,
 )
 from headwater.batch import Array, Batch
 from headwater.layout import Weights
@@ -46,8 +46,9 @@ class TorchTrainer:
 
     `threads` caps torch's threads in this whole process, since torch has one pool. `device` is
     "auto" (the first GPU if there is one, else the CPU) or a torch device such as "cuda:1".
-    `compile` runs training through torch.compile. `precision` "bfloat16" computes layers that allow
-    it in bfloat16 (torch.autocast); parameters, their gradients and the optimizer stay float32.
+    `compile` runs training through torch.compile. `precision` "tf32" lets a GPU
+    round the factors of products and convolutions to TF32, and "bfloat16" computes layers that
+    allow it in bfloat16 (torch.autocast); parameters, gradients and the optimizer stay float32.
 
     Raises:
         PlanError: the torch form of the plan is damaged, not allowed, or too new for this torch.
@@ -148,7 +149,7 @@ class TorchTrainer:
         """
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
         figures: dict[str, torch.Tensor] = {}
-        with in_our_words(), exact_kernels():
+        with in_our_words(), kernels(self._precision):
             for part in micro_batches(batch, self._manifest.step.micro_batch_size, seed):
                 add_shares(figures, self._differentiate(part, add=bool(figures)), part.share)
         return figures
@@ -200,7 +201,7 @@ class TorchTrainer:
             PlanError: the step fails in torch.
         """
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
-        with in_our_words(), exact_kernels(), torch.no_grad(), self._autocast():
+        with in_our_words(), kernels(self._precision), torch.no_grad(), self._autocast():
             return Figures(figures_of(self._evaluate(self._values(batch, 0)))).read()
 
     def _values(self, batch: Batch, seed: int) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """One rank of several, without a coordinator: trains a plan and writes down what came of it.
 
-Arguments: plan file, output folder, and what befalls rank 1 in its second step: nothing, fail, die.
+Arguments: plan file, output folder, what befalls rank 1 in its second step (nothing, fail, die),
+and the device, if it is not the CPU.
 """
 
 import json
@@ -16,7 +17,7 @@ import torch
 
 from edge_client.ranks.follower import Follower
 from edge_client.ranks.leader import Leader
-from edge_client.ranks.place import rank_place
+from edge_client.ranks.place import RankPlace, rank_place
 from edge_client.ranks.torch_group import RankGroup, RanksBrokenError
 from edge_client.trainers.torch_trainer import TorchTrainer
 from headwater.batch import Batch
@@ -50,19 +51,19 @@ class Befallen(TorchTrainer):
         return super().gradients(batch, seed)
 
 
-def opener(fate: str) -> Callable[[Plan], TorchTrainer]:
-    return lambda plan: Befallen(plan, fate, threads=1, device="cpu")
+def opener(fate: str, device: str) -> Callable[[Plan], TorchTrainer]:
+    return lambda plan: Befallen(plan, fate, threads=1, device=device)
 
 
 def main() -> None:
     plan, folder, fate = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    place = rank_place(os.environ)
-    assert place is not None
-    group = RankGroup(place, "cpu", step_seconds=120)
+    device = sys.argv[4] if len(sys.argv) > 4 else "cpu"
+    place = rank_place(os.environ) or RankPlace(0, 1, 0)
+    group = RankGroup(place, device, step_seconds=120)
     if place.rank:
-        Follower(group, opener(fate)).follow()
+        Follower(group, opener(fate, device)).follow()
         return
-    leader = Leader(group, opener("nothing"))
+    leader = Leader(group, opener("nothing", device))
     notes: dict[str, Any] = {"losses": [], "reasons": [], "broken": False}
 
     def end_client() -> None:
