@@ -77,9 +77,7 @@ def client() -> None:
 )
 @click.option("--device", type=click.Choice(DEVICES), help="Where torch trains. [auto]")
 @click.option("--compile/--no-compile", default=None, help="Let torch compile the step. [no]")
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), help="What torch computes in. [float32]"
-)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="What torch multiplies in. [tf32]")
 @click.option("--threads", type=int, help="Processor threads for training. [all cores]")
 @click.option(
     "--cache-bytes",
@@ -124,7 +122,7 @@ def run(config: Path | None, verbose: bool, **options: Any) -> None:
 @click.option("--trainer", type=click.Choice(TRAINERS), default="auto", show_default=True)
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Let torch compile the step.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="tf32", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads for training. [all cores]")
 @click.option("--epochs", type=click.IntRange(1), help="An assignment's passes over the data.")
 @click.option("--steps", type=click.IntRange(1), help="An assignment's steps, instead of --epochs.")

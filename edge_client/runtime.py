@@ -47,7 +47,7 @@ def trainer_opener(
     threads: int,
     device: str,
     compile: bool = False,  # noqa: A002 - torch's name
-    precision: Precision = "float32",
+    precision: Precision = "tf32",
 ) -> Callable[[Plan], Trainer]:
     """Opens plans in this backend."""
     return lambda plan: open_trainer(

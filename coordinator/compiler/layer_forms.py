@@ -1,6 +1,7 @@
 """Forms of layers whose own Python reads a value or whose kernels fix the batch while traced."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -17,15 +18,17 @@ _BATCH_NORM_FORWARD = _BatchNorm.forward
 def batch_norm_forward(layer: _BatchNorm, features: Tensor) -> Tensor:
     """BatchNorm in training, for batches of any size.
 
-    A last batch that has one value for each channel has no variance: torch refuses it, devices
-    leave the running variance as it was.
+    A last batch of one example that has one value for each channel has no variance: torch refuses
+    it, devices leave the running variance as it was.
     """
     before = layer.running_var
     if not (layer.training and isinstance(features, FakeTensor) and before is not None):
         return _BATCH_NORM_FORWARD(layer, features)
+    forward = _averaged_batch_norm if layer.momentum is None else _BATCH_NORM_FORWARD
+    if prod(features.shape[2:]) > 1:
+        return forward(layer, features)
     before = before.clone()
-    by_count = layer.momentum is None
-    found = (_averaged_batch_norm if by_count else _BATCH_NORM_FORWARD)(layer, features)
+    found = forward(layer, features)
     after = layer.running_var
     assert after is not None
     layer.running_var = torch.where(after.isnan(), before, after)

@@ -130,7 +130,10 @@ def forward(recipe: Recipe, tensors: Named) -> tuple[dict[str, Tensor], dict[str
 def differentiable(recipe: Recipe, tensors: Named) -> dict[str, Tensor]:
     """The forward half of `gradients`: the loss, the metrics and `new.p.` of each buffer."""
     results, buffers = forward(recipe, tensors)
-    outputs = {f"new.p.{name}": value.detach() for name, value in buffers.items()}
+    outputs = {
+        f"new.p.{name}": value.detach() if value.requires_grad else value
+        for name, value in buffers.items()
+    }
     return outputs | {n: value for n, value in results.items() if not is_output(n)}
 
 

@@ -79,7 +79,7 @@ def open_trainer(
     threads: int,
     device: str = "auto",
     compile: bool = False,  # noqa: A002 - torch's name
-    precision: Precision = "float32",
+    precision: Precision = "tf32",
 ) -> Trainer:
     """A trainer of this plan with its initial optimizer; `set_weights` comes next.
 
@@ -104,8 +104,8 @@ def open_trainer(
         return TorchTrainer(
             plan, threads=threads, device=device, compile=compile, precision=precision
         )
-    if compile or precision != "float32":
-        raise UsageError("--compile and --precision need --trainer torch")
+    if compile or precision == "bfloat16":
+        raise UsageError("--compile and --precision bfloat16 need --trainer torch")
     from edge_client.trainers.onnx_trainer import OnnxTrainer
 
     return OnnxTrainer(plan, threads=threads)

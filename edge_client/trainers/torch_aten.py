@@ -9,7 +9,8 @@ hostile plan can still ask for more memory or time than the device has.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from headwater.aten import AtenGraph
 from headwater.aten_nodes import Argument, AtenNode, Device, Reference, Symbol
 from headwater.aten_operators import (
     ATEN_OPERATORS,
+    COPY_OPERATOR,
     GRADIENT_OPERATOR,
     IN_PLACE_OPERATORS,
     ITEM_OPERATOR,
@@ -33,21 +35,25 @@ _LARGEST = 2**63
 Number = int | float
 
 
-def load_graph(graph: AtenGraph, device: torch.device) -> fx.GraphModule:
+def load_graph(
+    graph: AtenGraph, device: torch.device, lent: Collection[str] = ()
+) -> fx.GraphModule:
     """A module that takes the graph's inputs in order and returns the tuple of its outputs.
 
-    Factories and conversions in it make their tensors on `device`.
+    Factories and conversions in it make their tensors on `device`. A graph writes no input but
+    copies it first; of the inputs in `lent` it writes what it is given instead.
 
     Raises:
         PlanError: this torch lacks an operator, or a call does not fit the operator's arguments.
     """
-    return _Loader(graph, device).module()
+    return _Loader(graph, device, lent).module()
 
 
 class _Loader:
-    def __init__(self, graph: AtenGraph, device: torch.device) -> None:
+    def __init__(self, graph: AtenGraph, device: torch.device, lent: Collection[str]) -> None:
         self._source = graph
         self._device = device
+        self._needless = _needless_copies(graph, lent)
         self._graph = fx.Graph()
         self._values: list[fx.Node] = []
 
@@ -59,7 +65,10 @@ class _Loader:
             constants[f"c{number}"] = torch.from_numpy(array).to(self._device)
             self._add("get_attr", f"c{number}")
         for index, node in enumerate(self._source.nodes):
-            self._call(node, f"node {index} ({node.operator})")
+            if index in self._needless:
+                self._values.append(self._values[self._needless[index]])
+            else:
+                self._call(node, f"node {index} ({node.operator})")
         self._graph.output(tuple(self._values[place.index] for _, place in self._source.outputs))
         # FX warns of a get_attr that is no module, parameter or buffer: constants are buffers
         root = torch.nn.Module()
@@ -106,6 +115,30 @@ class _Loader:
             case Device():
                 return self._device
         return value
+
+
+def _needless_copies(graph: AtenGraph, lent: Collection[str]) -> dict[int, int]:
+    """Nodes that copy a lent input which nothing else reads, each with the input's number."""
+    uses = Counter(place.index for _, place in graph.outputs)
+    for node in graph.nodes:
+        uses.update(_references((*node.arguments, *node.keywords.values())))
+    return {
+        index: node.arguments[0].index
+        for index, node in enumerate(graph.nodes)
+        if node.operator == COPY_OPERATOR and len(node.arguments) == 1 and not node.keywords
+        and isinstance(node.arguments[0], Reference)
+        and node.arguments[0].index < len(graph.inputs)
+        and graph.inputs[node.arguments[0].index] in lent
+        and uses[node.arguments[0].index] == 1
+    }  # fmt: skip
+
+
+def _references(values: Sequence[Argument]) -> Iterator[int]:
+    for value in values:
+        if isinstance(value, Reference):
+            yield value.index
+        elif isinstance(value, tuple):
+            yield from _references(value)
 
 
 _SYMBOLS: dict[tuple[str, str], Any] = {

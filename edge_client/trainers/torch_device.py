@@ -31,10 +31,10 @@ def torch_device(name: str) -> torch.device:
 
 
 def load_compiler() -> None:
-    """Import torch's compiler, without its warnings; refuse it where it would fail later.
+    """Import torch's compiler, silenced: its hints concern authors of kernels, not this user.
 
     Raises:
-        UsageError: there is no C++ compiler.
+        UsageError: there is no C++ compiler, so it would fail later.
     """
     names = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
     if not any(shutil.which(name) for name in names):
@@ -45,3 +45,4 @@ def load_compiler() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("torch._inductor.compile_fx")
+    warnings.filterwarnings("ignore", module=r"torch\._inductor")

@@ -5,7 +5,7 @@ the same form. So a step of the optimizer takes a few kernels rather than some f
 one all-reduce takes all gradients.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
@@ -19,7 +19,8 @@ class TorchState:
     """The tensors of one plan; all zero at first.
 
     `leaves` are the parameters as autograd knows them and `buffers` the averaged buffers, both by
-    graph name; they are views, which follow whatever is loaded or written.
+    graph name; they are views, which follow whatever is loaded or written. `lent` are copies of the
+    buffers, for a step to write.
     """
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
@@ -29,20 +30,21 @@ class TorchState:
         shapes = {name: sizes[name] for names in self._groups.values() for name in names}
         self.parameters = TensorVector(shapes, torch.float32, device)
         self.gradients = TensorVector(shapes, torch.float32, device)
-        self.float_buffers, self.integer_buffers = (
-            TensorVector({spec.name: spec.shape for spec in specs}, dtype, device)
-            for specs, dtype in (
-                (layout.float_buffers, torch.float32), (layout.integer_buffers, torch.int64)
+        floats = {spec.name: spec.shape for spec in layout.float_buffers}
+        integers = {spec.name: spec.shape for spec in layout.integer_buffers}
+        own, lent = (
+            (
+                TensorVector(floats, torch.float32, device),
+                TensorVector(integers, torch.int64, device),
             )
-        )  # fmt: skip
+            for _ in range(2)
+        )
+        self.float_buffers, self.integer_buffers = own
+        self.buffers, self.lent = _by_graph_name(own), _by_graph_name(lent)
+        self._loans = tuple(zip(own, lent, strict=True))
         self.leaves = {
             f"p.{name}": view.detach().requires_grad_()
             for name, view in self.parameters.tensors.items()
-        }
-        self.buffers = {
-            f"p.{name}": view
-            for vector in (self.float_buffers, self.integer_buffers)
-            for name, view in vector.tensors.items()
         }
         slots = manifest.optimizer.slots
         self._initial = {slot.name: slot.initial for slot in slots if slot.tensor is not None}
@@ -80,17 +82,32 @@ class TorchState:
         """A copy of parameters and buffers, by plain name."""
         return {name: array for vector in self._vectors for name, array in vector.arrays().items()}
 
+    def lend_buffers(self) -> None:
+        """Give `lent` the buffers' values."""
+        for own, lent in self._loans:
+            lent.flat.copy_(own.flat)
+
     def take_buffers(self, results: Mapping[str, torch.Tensor]) -> None:
-        """Copy the buffers' new values out of a step's results.
+        """Copy the buffers' new values out of a step's results: most lie in `lent`.
 
         Raises:
             PlanError: one has another shape or dtype than the buffer.
         """
-        new = [results[f"new.{name}"].detach() for name in self.buffers]
-        for (name, buffer), value in zip(self.buffers.items(), new, strict=True):
-            check_unchanged_form(name, buffer, value)
-        if new:
-            torch._foreach_copy_(list(self.buffers.values()), new)
+        new = {name: results[f"new.{name}"].detach() for name in self.buffers}
+        for name, value in new.items():
+            check_unchanged_form(name, self.buffers[name], value)
+        for own, lent in self._loans:
+            own.flat.copy_(lent.flat)
+            # one call for each dtype, since kernels for many tensors take no two
+            elsewhere = [
+                name
+                for name in (f"p.{one}" for one in own.tensors)
+                if not new[name].is_set_to(self.lent[name])
+            ]
+            if elsewhere:
+                torch._foreach_copy_(
+                    [self.buffers[name] for name in elsewhere], [new[name] for name in elsewhere]
+                )
 
     def take_gradients(self, found: tuple[torch.Tensor, ...], share: float, *, add: bool) -> None:
         """Begin the gradients with these times their share, or add them."""
@@ -140,3 +157,7 @@ class TorchState:
     @property
     def _vectors(self) -> tuple[TensorVector, ...]:
         return self.parameters, self.float_buffers, self.integer_buffers
+
+
+def _by_graph_name(vectors: Iterable[TensorVector]) -> dict[str, torch.Tensor]:
+    return {f"p.{name}": view for vector in vectors for name, view in vector.tensors.items()}

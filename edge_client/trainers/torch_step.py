@@ -1,6 +1,6 @@
 """One step of a plan in torch, ready to run on named values."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,19 +17,27 @@ _METRIC = "m."
 class TorchStep:
     """A checked graph as a function of named tensors.
 
-    `compiled` runs it through torch.compile: fused kernels, and CUDA graphs on a GPU. Each batch
-    size is compiled anew, at its first step.
+    It writes the inputs in `lent`, and no others. `compiled` runs it through torch.compile: fused
+    kernels, and CUDA graphs on a GPU, which forbid it to write inputs. Each batch size is compiled
+    anew, at its first step.
 
     Raises:
         PlanError: the graph is damaged, not allowed, or too new for this torch.
     """
 
-    def __init__(self, data: bytes, device: torch.device, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        device: torch.device,
+        *,
+        lent: Collection[str] = (),
+        compiled: bool = False,
+    ) -> None:
         graph = read_graph(data)
         self.inputs = graph.inputs
         self.outputs = tuple(name for name, _ in graph.outputs)
         self.is_pointwise = graph.is_pointwise
-        self._run: Callable[..., Any] = load_graph(graph, device)
+        self._run: Callable[..., Any] = load_graph(graph, device, () if compiled else lent)
         if compiled:
             mode = "reduce-overhead" if device.type == "cuda" else "default"
             self._run = torch.compile(self._run, dynamic=False, mode=mode)

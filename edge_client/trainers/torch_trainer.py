@@ -46,9 +46,11 @@ class TorchTrainer:
 
     `threads` caps torch's threads in this whole process, since torch has one pool. `device` is
     "auto" (the first GPU if there is one, else the CPU) or a torch device such as "cuda:1".
-    `compile` runs training through torch.compile. `precision` "tf32" lets a GPU
-    round the factors of products and convolutions to TF32, and "bfloat16" computes layers that
-    allow it in bfloat16 (torch.autocast); parameters, gradients and the optimizer stay float32.
+    `compile` runs the optimizer and batches of the first one's size through torch.compile; batches
+    of other sizes run as they are. `precision` "tf32" lets a GPU round the factors of products and
+    convolutions to TF32, as torch itself does in convolutions; "float32" forbids it, and "bfloat16"
+    computes layers that allow it in bfloat16 (torch.autocast). Parameters, gradients and the
+    optimizer are float32 in all three, and so is everything on a CPU in the first two.
 
     Raises:
         PlanError: the torch form of the plan is damaged, not allowed, or too new for this torch.
@@ -62,20 +64,24 @@ class TorchTrainer:
         threads: int,
         device: str = "auto",
         compile: bool = False,  # noqa: A002 - torch's name
-        precision: Precision = "float32",
+        precision: Precision = "tf32",
     ) -> None:
         if compile:
             load_compiler()
         torch.set_num_threads(threads)
         self.device = torch_device(device)
-        self._compiled, self._precision = compile, precision
+        self._precision = precision
+        self._hyperparameters: dict[str, float] = {}
+        self._given: dict[str, torch.Tensor] = {}
         self._manifest = plan.manifest
         self._layout = plan.layout
         self.state = TorchState(plan.manifest, self.device)
-        self._forward, self._apply, self._evaluate = (
-            TorchStep(plan.read(member), self.device, compiled=compile and member != EVALUATE)
-            for member in (FORWARD, APPLY, EVALUATE)
-        )
+        data = plan.read(FORWARD)
+        self._forward = TorchStep(data, self.device, lent=self.state.lent)
+        self._compiled_forward = TorchStep(data, self.device, compiled=True) if compile else None
+        self._compiled_size: int | None = None
+        self._apply = TorchStep(plan.read(APPLY), self.device, compiled=compile)
+        self._evaluate = TorchStep(plan.read(EVALUATE), self.device)
         check_outputs(self._forward.outputs, forward_outputs(plan.manifest), FORWARD)
         check_outputs(self._apply.outputs, self.state.applied_outputs, APPLY)
         check_outputs(self._evaluate.outputs, evaluation_outputs(plan.manifest), EVALUATE)
@@ -156,11 +162,17 @@ class TorchTrainer:
 
     def _differentiate(self, part: MicroBatch, *, add: bool) -> dict[str, torch.Tensor]:
         """Forward and backward over a part of a batch, whose gradients are begun or added to."""
-        if self._compiled:
+        self.state.lend_buffers()
+        values = self._values(part.batch) | self.state.lent
+        compiled = self._compiled_for(part.batch.size)
+        if compiled:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        # beside the kernels that it decides on it costs no transfer, but CUDA graphs want it there
+        place = self.device if compiled else None
+        values["seed"] = torch.tensor(part.seed, dtype=torch.int64, device=place)
         with torch.enable_grad():
             with self._autocast():
-                results = self._forward(self._values(part.batch, part.seed))
+                results = (compiled or self._forward)(values)
             figures = figures_of(results)
             found = torch.autograd.grad(
                 results["loss"], list(self.state.leaves.values()), allow_unused=True,
@@ -176,11 +188,7 @@ class TorchTrainer:
         Raises:
             PlanError: the optimizer's step fails in torch.
         """
-        chosen = {**self._manifest.hyperparameters, **hyperparameters}
-        shared = {
-            f"h.{name}": torch.tensor(value, dtype=torch.float32, device=self.device)
-            for name, value in chosen.items()
-        }
+        shared = self._placed({**self._manifest.hyperparameters, **hyperparameters})
         scalars = self.state.scalars
         with in_our_words(), torch.no_grad():
             for part in self.state.parts(self._part_elements()):
@@ -202,15 +210,27 @@ class TorchTrainer:
         """
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
         with in_our_words(), kernels(self._precision), torch.no_grad(), self._autocast():
-            return Figures(figures_of(self._evaluate(self._values(batch, 0)))).read()
+            return Figures(figures_of(self._evaluate(self._values(batch)))).read()
 
-    def _values(self, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
-        """Everything that a forward pass takes."""
+    def _compiled_for(self, size: int) -> TorchStep | None:
+        """The compiled step, if it was compiled for batches of this size: those of the first."""
+        self._compiled_size = self._compiled_size or size
+        return self._compiled_forward if size == self._compiled_size else None
+
+    def _placed(self, hyperparameters: dict[str, float]) -> dict[str, torch.Tensor]:
+        """The hyperparameters on the device; a transfer waits for it, so only what is new moves."""
+        if self._hyperparameters != hyperparameters:
+            self._hyperparameters = hyperparameters
+            self._given = {
+                f"h.{name}": torch.tensor(value, dtype=torch.float32, device=self.device)
+                for name, value in hyperparameters.items()
+            }
+        return self._given
+
+    def _values(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What a forward pass takes, but for the seed."""
         moved = {k: _tensor(array).to(self.device) for k, array in batch_values(batch).items()}
-        given = {**self.state.leaves, **self.state.buffers, **self._frozen, **moved}
-        # beside the kernels that it decides on it costs no transfer, but CUDA graphs want it there
-        place = self.device if self._compiled else None
-        return {**given, "seed": torch.tensor(seed, dtype=torch.int64, device=place)}
+        return {**self.state.leaves, **self.state.buffers, **self._frozen, **moved}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -218,7 +238,11 @@ class TorchTrainer:
         )
 
     def _part_elements(self) -> int | None:
-        if self.device.type == "cpu" and self._apply.is_pointwise and not self._compiled:
+        if (
+            self.device.type == "cpu"
+            and self._apply.is_pointwise
+            and self._compiled_forward is None
+        ):
             return _PART_ELEMENTS * torch.get_num_threads()
         return None
 

@@ -191,6 +191,9 @@ NUMBER_OPERATORS: frozenset[str] = frozenset(
 )  # fmt: skip
 """Arithmetic on sizes, which depend on the batch: Python numbers in, a Python number out."""
 
+COPY_OPERATOR = "aten.clone.default"
+"""What a graph writes of its inputs it copies first."""
+
 ITEM_OPERATOR = "item"
 """Takes one result of an operator that has several: `item(results, index)`."""
 

@@ -32,7 +32,9 @@ pytestmark = pytest.mark.skipif(
 
 def trained(plan: Plan, name: str, **options: Any) -> tuple[list[float], np.ndarray]:
     """The losses of some steps and of an evaluation after them, and the weights."""
-    trainer = TorchTrainer(plan, **{"threads": 1, "device": "cuda", **options})
+    trainer = TorchTrainer(
+        plan, **{"threads": 1, "device": "cuda", "precision": "float32", **options}
+    )
     trainer.set_weights(plan.initial_weights())
     sizes = [6] * (STEPS - 1) + [5]
     losses = [
@@ -43,9 +45,9 @@ def trained(plan: Plan, name: str, **options: Any) -> tuple[list[float], np.ndar
     return losses, trainer.weights().floats
 
 
-def assert_near(found: np.ndarray, expected: np.ndarray, base: np.ndarray, share: float) -> None:
-    """The changes of the weights agree to a share of the largest change."""
-    assert np.abs(found - expected).max() <= share * np.abs(expected - base).max()
+def assert_near(found: np.ndarray, expected: np.ndarray, share: float) -> None:
+    """Weights agree to a share of the largest: Adam makes a whole step of a gradient near zero."""
+    assert np.abs(found - expected).max() <= share * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -54,7 +56,7 @@ def test_a_gpu_trains_like_the_cpu(plan_of: PlanOf, name: str) -> None:
     losses, weights = trained(plan, name)
     expected, exact = trained(plan, name, device="cpu")
     assert losses == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    assert_near(weights, exact, plan.initial_weights().floats, 0.02)
+    assert_near(weights, exact, 0.01)
 
 
 @pytest.mark.slow
@@ -65,9 +67,9 @@ def test_cuda_graphs_compute_the_same(plan_of: PlanOf, name: str, precision: str
     plan = plan_of(name)
     losses, weights = trained(plan, name, compile=True, precision=precision)
     expected, exact = trained(plan, name, precision=precision)
-    share = 0.02 if precision == "float32" else 0.3
+    share = 0.01 if precision == "float32" else 0.05
     assert losses == pytest.approx(expected, rel=share, abs=share / 100)
-    assert_near(weights, exact, plan.initial_weights().floats, share)
+    assert_near(weights, exact, share)
 
 
 @pytest.mark.slow
@@ -79,7 +81,7 @@ def test_micro_batches_add_up(compile: bool) -> None:  # noqa: A002 - the traine
     losses, weights = trained(plan, "smooth", compile=compile)
     expected, exact = trained(plan, "smooth", device="cpu")
     assert losses == pytest.approx(expected, rel=1e-3)
-    assert_near(weights, exact, plan.initial_weights().floats, 0.02)
+    assert_near(weights, exact, 0.01)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])

@@ -17,12 +17,12 @@ PlanOf = Callable[[str], Plan]
 
 
 def trained(plan: Plan, name: str, **options: Any) -> tuple[list[float], np.ndarray]:
-    """Losses of three steps and of an evaluation after them, and the weights."""
+    """Losses of three steps, the last of a smaller batch, and of an evaluation; the weights."""
     trainer = TorchTrainer(plan, threads=1, device="cpu", **options)
     trainer.set_weights(plan.initial_weights())
-    examples = batch(ZOO[name], 6, 0)
-    losses = [trainer.train_step(examples, {}, step)["loss"] for step in range(3)]
-    losses.append(trainer.evaluate_step(examples)["loss"])
+    batches = [batch(ZOO[name], size, 0) for size in (6, 6, 5)]
+    losses = [trainer.train_step(one, {}, step)["loss"] for step, one in enumerate(batches)]
+    losses.append(trainer.evaluate_step(batches[0])["loss"])
     return losses, trainer.weights().floats
 
 

@@ -181,3 +181,38 @@ def test_nothing_is_printed(plan_of: PlanOf, capfd: pytest.CaptureFixture[str]) 
     trainer.train_step(batch(ZOO["resnet"], 4, 0), {}, 0)
     trainer.evaluate_step(batch(ZOO["resnet"], 4, 0))
     assert capfd.readouterr() == ("", "")
+
+
+def test_buffers_that_a_step_exchanges_keep_their_values(plan_of: PlanOf) -> None:
+    """A step writes its buffers in place: giving one back under another name must not lose it."""
+    plan = plan_of("resnet")
+    graph = read_graph(plan.read(FORWARD))
+    first, second = "new.p.4.body.1.running_mean", "new.p.4.body.4.running_mean"
+    other = {first: second, second: first}
+    outputs = dict(graph.outputs)
+    swapped = tuple((name, outputs[other.get(name, name)]) for name in outputs)
+    usual = trainer_of(plan)
+    crossed = trainer_of(ChangedPlan(plan, dataclasses.replace(graph, outputs=swapped)))
+    for trainer in (usual, crossed):
+        trainer.train_step(batch(ZOO["resnet"], 4, 0), {}, 0)
+    expected, found = (plan.layout.unflatten(t.weights()) for t in (usual, crossed))
+    for name in (first, second):
+        kept, given = (one.removeprefix("new.p.") for one in (other[name], name))
+        np.testing.assert_array_equal(found[given], expected[kept])
+        assert not np.array_equal(expected[given], expected[kept])
+
+
+def test_a_step_that_fails_leaves_the_buffers(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of("resnet")
+    trainer = trainer_of(plan)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no memory for the backward pass")
+
+    monkeypatch.setattr(torch.autograd, "grad", fail)
+    with pytest.raises(PlanError, match="no memory for the backward pass"):
+        trainer.train_step(batch(ZOO["resnet"], 4, 0), {}, 0)
+    np.testing.assert_array_equal(trainer.weights().floats, plan.initial_weights().floats)
+    np.testing.assert_array_equal(trainer.weights().integers, plan.initial_weights().integers)
