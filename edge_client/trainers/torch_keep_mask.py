@@ -25,7 +25,11 @@ def keep_mask(
     `seed` is an int64 scalar, on the CPU or the device; `site` numbers the places that draw.
     """
     counter = torch.arange(prod(shape), dtype=torch.int32, device=device)
-    drawn = _mixed_high(counter.mul_(_COUNTER_STRIDE).bitwise_xor_(_key(seed, site)))
+    key = _key(seed, site)
+    # as a constant torch.compile would multiply it into the index, beyond 32 bits, where Triton
+    # refuses it; as a value, which comes from the seed, it stays one
+    stride = key.bitwise_and(0).bitwise_or_(_COUNTER_STRIDE)
+    drawn = _mixed_high(counter.mul_(stride).bitwise_xor_(key))
     least = min(round(probability * 2 * _HALF), 2 * _HALF - 1)
     # with the sign turned, signed numbers compare as unsigned ones do
     return (drawn.bitwise_xor_(-_HALF) >= least - _HALF).reshape(tuple(shape))
