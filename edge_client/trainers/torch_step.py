@@ -17,9 +17,8 @@ _METRIC = "m."
 class TorchStep:
     """A checked graph as a function of named tensors.
 
-    It writes the inputs in `lent`, and no others. `compiled` runs it through torch.compile: fused
-    kernels, and CUDA graphs on a GPU, which forbid it to write inputs. Each batch size is compiled
-    anew, at its first step.
+    It writes the inputs in `lent`, and no others. `compiled` runs it through torch.compile, which
+    fuses kernels: for the batch size of the first call alone, since compiling takes long.
 
     Raises:
         PlanError: the graph is damaged, not allowed, or too new for this torch.
@@ -36,14 +35,17 @@ class TorchStep:
         graph = read_graph(data)
         self.inputs = graph.inputs
         self.outputs = tuple(name for name, _ in graph.outputs)
-        self.is_pointwise = graph.is_pointwise
-        self._run: Callable[..., Any] = load_graph(graph, device, () if compiled else lent)
+        self.is_pointwise, self.is_compiled = graph.is_pointwise, compiled
+        self._plain = load_graph(graph, device, lent)
+        self._compiled: Callable[..., Any] = self._plain
         if compiled:
-            mode = "reduce-overhead" if device.type == "cuda" else "default"
-            self._run = torch.compile(self._run, dynamic=False, mode=mode)
+            self._compiled = torch.compile(self._plain, dynamic=False)
+        self._compiled_size: int | None = None
 
-    def __call__(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Outputs by name; values that the step does not take are ignored.
+    def __call__(
+        self, values: Mapping[str, torch.Tensor], size: int = 1
+    ) -> dict[str, torch.Tensor]:
+        """Outputs by name, for a batch of `size`; values that the step does not take are ignored.
 
         Raises:
             PlanError: a value is missing, or an output is no tensor.
@@ -53,7 +55,9 @@ class TorchStep:
             raise PlanError(
                 f"the plan's torch step asks for {missing[0]!r:.80}: the manifest does not name it"
             )
-        results = self._run(*(values[name] for name in self.inputs))
+        self._compiled_size = self._compiled_size or size
+        run = self._compiled if size == self._compiled_size else self._plain
+        results = run(*(values[name] for name in self.inputs))
         for name, result in zip(self.outputs, results, strict=True):
             if not isinstance(result, torch.Tensor):
                 raise PlanError(f"the plan's torch step gives a {type(result).__name__} as {name}")
@@ -76,9 +80,10 @@ class Figures:
         self._copied: torch.cuda.Event | None = None
         if self._values.is_cuda:
             host = torch.empty(self._values.shape, dtype=torch.float64, pin_memory=True)
+            stream = torch.cuda.current_stream(self._values.device)
             self._values = host.copy_(self._values, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+            self._copied.record(stream)
 
     def read(self) -> dict[str, float]:
         """The numbers, under the names that people use."""

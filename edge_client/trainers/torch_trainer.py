@@ -1,18 +1,21 @@
 """Trains with torch: the plan's forward pass with torch's native kernels, on the CPU or a GPU.
 
 Autograd differentiates the forward pass; then the optimizer's step runs over whole vectors. State
-stays on the device between steps: only batches and a few numbers travel.
+stays on the device between steps: only batches and a few numbers travel. On a GPU each half of a
+step becomes a CUDA graph after a few steps.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
 
 from edge_client.trainers import Precision
-from edge_client.trainers.micro_batches import MicroBatch, add_shares, micro_batches
+from edge_client.trainers.micro_batches import add_shares, micro_batches
 from edge_client.trainers.signatures import check_batch, check_correction, check_optimizer_state
 from edge_client.trainers.torch_device import load_compiler, torch_device
+from edge_client.trainers.torch_replay import Replays
 from edge_client.trainers.torch_state import TorchState
 from edge_client.trainers.torch_step import (
     Figures,
@@ -71,16 +74,14 @@ class TorchTrainer:
         torch.set_num_threads(threads)
         self.device = torch_device(device)
         self._precision = precision
-        self._hyperparameters: dict[str, float] = {}
-        self._given: dict[str, torch.Tensor] = {}
         self._manifest = plan.manifest
         self._layout = plan.layout
         self.state = TorchState(plan.manifest, self.device)
-        data = plan.read(FORWARD)
-        self._forward = TorchStep(data, self.device, lent=self.state.lent)
-        self._compiled_forward = TorchStep(data, self.device, compiled=True) if compile else None
-        self._compiled_size: int | None = None
-        self._apply = TorchStep(plan.read(APPLY), self.device, compiled=compile)
+        self._replays = Replays(self.device)
+        self._forward, self._apply = (
+            TorchStep(plan.read(member), self.device, lent=self.state.lent, compiled=compile)
+            for member in (FORWARD, APPLY)
+        )
         self._evaluate = TorchStep(plan.read(EVALUATE), self.device)
         check_outputs(self._forward.outputs, forward_outputs(plan.manifest), FORWARD)
         check_outputs(self._apply.outputs, self.state.applied_outputs, APPLY)
@@ -156,30 +157,34 @@ class TorchTrainer:
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
         figures: dict[str, torch.Tensor] = {}
         with in_our_words(), kernels(self._precision):
-            for part in micro_batches(batch, self._manifest.step.micro_batch_size, seed):
-                add_shares(figures, self._differentiate(part, add=bool(figures)), part.share)
+            parts = micro_batches(batch, self._manifest.step.micro_batch_size, seed)
+            for part in parts:
+                step = partial(
+                    self._differentiate, size=part.batch.size, share=part.share, add=bool(figures)
+                )
+                values = _tensors(part.batch)
+                key = (FORWARD, part.batch.size, *values) if len(parts) == 1 else None
+                found = self._replays.run(key, step, {**values, "seed": part.seed})
+                add_shares(figures, found, part.share)
         return figures
 
-    def _differentiate(self, part: MicroBatch, *, add: bool) -> dict[str, torch.Tensor]:
+    def _differentiate(
+        self, values: dict[str, torch.Tensor], *, size: int, share: float, add: bool
+    ) -> dict[str, torch.Tensor]:
         """Forward and backward over a part of a batch, whose gradients are begun or added to."""
         self.state.lend_buffers()
-        values = self._values(part.batch) | self.state.lent
-        compiled = self._compiled_for(part.batch.size)
-        if compiled:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        # beside the kernels that it decides on it costs no transfer, but CUDA graphs want it there
-        place = self.device if compiled else None
-        values["seed"] = torch.tensor(part.seed, dtype=torch.int64, device=place)
         with torch.enable_grad():
             with self._autocast():
-                results = (compiled or self._forward)(values)
+                results = self._forward(
+                    {**self.state.leaves, **self.state.lent, **self._frozen, **values}, size
+                )
             figures = figures_of(results)
             found = torch.autograd.grad(
                 results["loss"], list(self.state.leaves.values()), allow_unused=True,
                 materialize_grads=True,
             )  # fmt: skip
         self.state.take_buffers(results)
-        self.state.take_gradients(found, part.share, add=add)
+        self.state.take_gradients(found, share, add=add)
         return figures
 
     def apply(self, hyperparameters: Mapping[str, float]) -> None:
@@ -188,18 +193,23 @@ class TorchTrainer:
         Raises:
             PlanError: the optimizer's step fails in torch.
         """
-        shared = self._placed({**self._manifest.hyperparameters, **hyperparameters})
-        scalars = self.state.scalars
+        chosen = {**self._manifest.hyperparameters, **hyperparameters}
+        values = {f"h.{name}": float(value) for name, value in chosen.items()}
         with in_our_words(), torch.no_grad():
-            for part in self.state.parts(self._part_elements()):
-                results = self._apply({**part, **shared, **scalars})
-                for name, vector in part.items():
-                    if f"new.{name}" in results:
-                        check_unchanged_form(name, vector, results[f"new.{name}"])
-                        vector.copy_(results[f"new.{name}"])
-            for name, scalar in scalars.items():
-                check_unchanged_form(name, scalar, results[f"new.{name}"])
-                scalar.copy_(results[f"new.{name}"])
+            self._replays.run(APPLY, self._optimize, values)
+
+    def _optimize(self, shared: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        scalars = self.state.scalars
+        for part in self.state.parts(self._part_elements()):
+            results = self._apply({**part, **shared, **scalars})
+            for name, vector in part.items():
+                if f"new.{name}" in results:
+                    check_unchanged_form(name, vector, results[f"new.{name}"])
+                    vector.copy_(results[f"new.{name}"])
+        for name, scalar in scalars.items():
+            check_unchanged_form(name, scalar, results[f"new.{name}"])
+            scalar.copy_(results[f"new.{name}"])
+        return {}
 
     def evaluate_step(self, batch: Batch) -> dict[str, float]:
         """Mean loss and metrics of a batch; the weights stay as they are.
@@ -209,28 +219,14 @@ class TorchTrainer:
             PlanError: the step fails in torch.
         """
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
+        values = _tensors(batch)
         with in_our_words(), kernels(self._precision), torch.no_grad(), self._autocast():
-            return Figures(figures_of(self._evaluate(self._values(batch)))).read()
+            key = (EVALUATE, batch.size, *values)
+            return Figures(self._replays.run(key, self._measure, values)).read()
 
-    def _compiled_for(self, size: int) -> TorchStep | None:
-        """The compiled step, if it was compiled for batches of this size: those of the first."""
-        self._compiled_size = self._compiled_size or size
-        return self._compiled_forward if size == self._compiled_size else None
-
-    def _placed(self, hyperparameters: dict[str, float]) -> dict[str, torch.Tensor]:
-        """The hyperparameters on the device; a transfer waits for it, so only what is new moves."""
-        if self._hyperparameters != hyperparameters:
-            self._hyperparameters = hyperparameters
-            self._given = {
-                f"h.{name}": torch.tensor(value, dtype=torch.float32, device=self.device)
-                for name, value in hyperparameters.items()
-            }
-        return self._given
-
-    def _values(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """What a forward pass takes, but for the seed."""
-        moved = {k: _tensor(array).to(self.device) for k, array in batch_values(batch).items()}
-        return {**self.state.leaves, **self.state.buffers, **self._frozen, **moved}
+    def _measure(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = {**self.state.leaves, **self.state.buffers, **self._frozen, **values}
+        return figures_of(self._evaluate(given))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -238,15 +234,14 @@ class TorchTrainer:
         )
 
     def _part_elements(self) -> int | None:
-        if (
-            self.device.type == "cpu"
-            and self._apply.is_pointwise
-            and self._compiled_forward is None
-        ):
+        if self.device.type == "cpu" and self._apply.is_pointwise and not self._apply.is_compiled:
             return _PART_ELEMENTS * torch.get_num_threads()
         return None
 
 
-def _tensor(array: Array) -> torch.Tensor:
-    """The array as a tensor, without a copy where torch can share its memory."""
-    return torch.from_numpy(np.require(array, requirements=("C", "W")))
+def _tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    """A batch by graph names, in tensors that share its memory where torch can."""
+    return {
+        name: torch.from_numpy(np.require(array, requirements=("C", "W")))
+        for name, array in batch_values(batch).items()
+    }
