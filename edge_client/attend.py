@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from headwater.v1.fleet_pb2_grpc import FleetAsyncStub
 from headwater.errors import DisplacedError, UnavailableError
 from headwater.status import translated
+from headwater.steps import reach
 from headwater.v1.fleet_pb2 import (
     AttendRequest,
     AttendResponse,
@@ -86,17 +87,20 @@ class Attendance:
                     return response.come_back
                 case None:
                     pass  # a newer coordinator says something that this client does not know
-                case _:
+                case kind:
+                    reach("received", kind)
                     self._on_message(response)
         return None
 
     async def _messages(self, hello: Hello) -> AsyncIterator[AttendRequest]:
+        reach("send", "hello")
         yield AttendRequest(hello=hello)
         while True:
             message = await self._outgoing.get()
             if message is None:
                 return
             self._sent += 1
+            reach("send", message.WhichOneof("message"))
             yield message
 
     async def _beat(self, seconds: float) -> None:

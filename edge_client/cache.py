@@ -122,8 +122,7 @@ class BlobCache:
 
     def admit(self, partial: Path, digest: str) -> None:
         """Take in a finished download whose digest was verified."""
-        with durable_files.disk_errors(partial):
-            partial.replace(self.path(digest))
+        durable_files.move(partial, self.path(digest))
         self._files.pop(partial.name, None)
         self.note(self.path(digest))
         self._verified.add(digest)
@@ -137,8 +136,7 @@ class BlobCache:
 
     def remove(self, name: str) -> None:
         """Remove a file of this folder, which may be gone already."""
-        with durable_files.disk_errors(self.folder / name):
-            (self.folder / name).unlink(missing_ok=True)
+        durable_files.remove(self.folder / name)
         self._files.pop(name, None)
         self._verified.discard(name)
 
@@ -180,10 +178,7 @@ class Download:
 
     def write(self, data: bytes) -> None:
         """Append the next bytes."""
-        with durable_files.disk_errors(self._path):
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) :]
+        durable_files.append(self._file, self._path, data)
         self._hash.update(data)
         self.offset_bytes += len(data)
 

@@ -97,15 +97,14 @@ class Journal:
 
     def drop(self, assignment_id: int) -> None:
         """Forget an update after the final word on it; a lost deletion is harmless."""
-        with durable_files.disk_errors(self.folder):
-            (self.folder / _RECORD).unlink(missing_ok=True)
-            (self.folder / f"{assignment_id}{_SUFFIX}").unlink(missing_ok=True)
+        durable_files.remove(self.folder / _RECORD)
+        durable_files.remove(self.folder / f"{assignment_id}{_SUFFIX}")
 
     def _clear(self) -> None:
         with durable_files.disk_errors(self.folder):
-            (self.folder / _RECORD).unlink(missing_ok=True)
-            for path in (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(".*.tmp")):
-                path.unlink(missing_ok=True)
+            left = [*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(".*.tmp")]
+        for path in (self.folder / _RECORD, *left):
+            durable_files.remove(path)
 
 
 class _Measured:

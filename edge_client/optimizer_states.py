@@ -42,15 +42,12 @@ class OptimizerStates:
             StorageError: the disk is full or failed; the state before stays.
         """
         path = self._path(job, plan_digest)
-        temporary = path.with_suffix(".tmp")
+        with durable_files.new_file(path) as file:
+            write_tensors(file, state)
         with durable_files.disk_errors(path):
-            with temporary.open("wb") as file:
-                write_tensors(file, state)
-            temporary.replace(path)
-            for old in sorted(self._folder.glob("*.safetensors"), key=os.path.getmtime)[
-                : -self._kept
-            ]:
-                old.unlink()
+            kept = sorted(self._folder.glob("*.safetensors"), key=os.path.getmtime)
+        for old in kept[: -self._kept]:
+            durable_files.remove(old)
         self._latest = (path, state)
 
     def _path(self, job: str, plan_digest: str) -> Path:

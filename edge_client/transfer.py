@@ -13,6 +13,7 @@ from edge_client.connection import Connection
 from headwater import durable_files
 from headwater.errors import PlanError, UnavailableError, UpdateError, WorldError
 from headwater.status import translated
+from headwater.steps import reach
 from headwater.updates import FRAME_HEADER
 from headwater.v1.fleet_pb2 import (
     FetchRequest,
@@ -67,8 +68,11 @@ class Transfer:
             UnavailableError: no answer; offer again.
             UserError: the coordinator refuses it for good.
         """
+        reach("send", "offer")
         with _remote():
-            return await self._connection.control.Offer(request, timeout=_OFFER_SECONDS)
+            answer = await self._connection.control.Offer(request, timeout=_OFFER_SECONDS)
+        reach("received", "answer to an offer")
+        return answer
 
     async def submit(
         self, offer: OfferRequest, path: Path, from_byte: int, report: Report
@@ -93,6 +97,7 @@ class Transfer:
             # An iterator and not `write`: the coordinator may answer before it has read all.
             messages = _messages(header, file, offer.size_bytes, report)
             response = await self._connection.bulk.Submit(messages)
+        reach("received", "receipt")
         return response.receipt
 
     async def _holds(self, digest: str) -> bool:
@@ -110,6 +115,7 @@ class Transfer:
             assignment_id=assignment_id,
         )
         size_bytes = None
+        reach("send", "fetch")
         with _remote():
             call = self._connection.bulk.Fetch(request)
             try:
@@ -151,5 +157,6 @@ async def _messages(
     yield SubmitRequest(header=header)
     while stored := file.read(FRAME_HEADER.size):
         length, checksum = FRAME_HEADER.unpack(stored)
+        reach("send", "frame")
         yield SubmitRequest(frame=Frame(checksum=checksum, payload=file.read(length)))
         report(file.tell(), size_bytes)

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from headwater.errors import UnavailableError
+from headwater.steps import reach
 from storage.failures import first_failure, is_world_failure, translate
 
 T = TypeVar("T")
@@ -129,12 +130,26 @@ class Writer:
             try:
                 self._prepare(connection)
                 outcomes = [_run_alone(connection, write.work) for write in writes]
+                names = [_name(write.work) for write in writes]
+                _reach("commit", names)
                 transaction.commit()
+                _reach("committed", names)
             except BaseException:
                 with suppress(Exception):
                     transaction.rollback()
                 raise
         return outcomes
+
+
+def _reach(step: str, names: Sequence[str]) -> None:
+    for name in names:
+        reach(step, name)
+
+
+def _name(work: Callable[[Session], Any]) -> str:
+    """A write's name in the code."""
+    function = getattr(work, "func", work)
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _run_alone(connection: Connection, work: Callable[[Session], Any]) -> _Outcome:

@@ -18,6 +18,7 @@ from coordinator.engine.policy import Opening, opening
 from coordinator.engine.seeds import derived_seed
 from coordinator.engine.selection import Candidate, ineligibility, select
 from coordinator.engine.world import World
+from headwater import durable_files
 from headwater.errors import ConflictError
 from storage import blobs as blob_repository
 from storage import clients as client_repository
@@ -216,7 +217,7 @@ async def _keep_weights(world: World, folded: Folded) -> None:
         )
         await world.work(world.blobs.adopt, folded.temporary, folded.digest)
     except BaseException:  # the round is folded again later, and leaves no file behind each time
-        folded.temporary.unlink(missing_ok=True)
+        durable_files.remove(folded.temporary)
         raise
 
 

@@ -64,7 +64,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             size_bytes = await self._receive(path, digest, first, requests)
             await self._world.work(self._world.blobs.adopt, path, digest)
         finally:
-            path.unlink(missing_ok=True)
+            durable_files.remove(path)
         await self._world.database.write(
             partial(
                 blob_repository.register,

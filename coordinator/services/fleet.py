@@ -24,6 +24,7 @@ from headwater.errors import (
     NotFoundError,
     UsageError,
 )
+from headwater.steps import reach
 from headwater.v1 import fleet_pb2, fleet_pb2_grpc
 from storage import clients as client_repository
 from storage import rounds as round_repository
@@ -64,6 +65,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             await self._send_owed(attendee)
             self._engine.wake()
             while (message := await attendee.outbox.get()) is not None:
+                reach("send", message.WhichOneof("message"))
                 yield message
             if reader.done() and (error := reader.result()) is not None:
                 raise error
@@ -87,6 +89,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             file.seek(request.offset_bytes)
             yield fleet_pb2.FetchResponse(size_bytes=size_bytes)
             while data := await self._world.work(file.read, CHUNK_BYTES):
+                reach("send", "part of a blob")
                 yield fleet_pb2.FetchResponse(data=data)
                 if found is not None:
                     found[1].bytes_down += len(data)
@@ -98,9 +101,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         """Say what to do with a finished update; take an evaluation's metrics at once."""
         found = self._engine.find(request.assignment_id, request.client_id)
         if found is None:
-            return await self._uploads.after_the_round(request)
-        self._renew(found[1])
-        return await self._uploads.offered(*found, request)
+            answer = await self._uploads.after_the_round(request)
+        else:
+            self._renew(found[1])
+            answer = await self._uploads.offered(*found, request)
+        reach("send", "answer to an offer")
+        return answer
 
     async def Submit(  # noqa: N802
         self, request_iterator: AsyncIterator[fleet_pb2.SubmitRequest], context: Context
@@ -111,6 +117,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         if first is None or first.WhichOneof("message") != "header":
             raise UsageError("an upload begins with its header")
         receipt = await self._uploads.received(first.header, requests)
+        reach("send", "receipt")
         return fleet_pb2.SubmitResponse(receipt=receipt)
 
     async def _admit(self, hello: fleet_pb2.Hello) -> Attendee:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from coordinator.engine.world import World
+from headwater import durable_files
 from headwater.errors import StorageError
 from storage import rounds as round_repository
 
@@ -53,12 +54,10 @@ def _remove(paths: list[Path], pending: set[int], before: datetime) -> int:
     for path in paths:
         try:
             if _is_left(path, pending, before):
-                path.unlink()
+                durable_files.remove(path)
                 removed += 1
         except FileNotFoundError:
             continue  # it became a blob, or its upload was refused
-        except OSError as error:
-            raise StorageError(f"{path} cannot be removed: {error}") from error
     return removed
 
 

@@ -90,7 +90,7 @@ class Upload:
         """Close and remove the file."""
         with suppress(OSError):  # what did not fit on the disk is not wanted any more
             self._file.close()
-        self.path.unlink(missing_ok=True)
+        durable_files.remove(self.path)
 
     def _begin(self) -> None:
         self._received = 0

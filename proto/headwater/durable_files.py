@@ -2,14 +2,15 @@
 
 A file is written under a temporary name, synced, renamed, and then its folder is synced: a reader
 finds all of it or none, and a rename that was reported done stays done. No other module of
-the coordinator, its storage or the client syncs, so that a test can record these steps, and fail or
-tear each of them. What a device may lose is renamed unsynced: the news in `replace`, downloads that
-it can fetch again, the optimizer states of its jobs.
+the coordinator, its storage or the client syncs, so that a test can record the steps (`write`,
+`sync`, `rename`, `sync folder`, `make folder`, `remove`, each with its path), and fail or tear each
+of them. What a device may lose is left unsynced: the news in `replace`, and downloads, whose digest
+is looked at again by the next process (`move`).
 """
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -17,22 +18,7 @@ from typing import BinaryIO, Literal
 from uuid import uuid4
 
 from headwater.errors import DiskFullError, StorageError
-
-Observer = Callable[[str, Path], None]
-"""Called before each step with its name (`write`, `sync`, `rename`, `sync folder`, `remove`) and
-the path. What it raises is what the step raises."""
-
-_observers: list[Observer] = []
-
-
-@contextmanager
-def observed(observer: Observer) -> Iterator[None]:
-    """Tell `observer` of each step while the block runs."""
-    _observers.append(observer)
-    try:
-        yield
-    finally:
-        _observers.remove(observer)
+from headwater.steps import reach
 
 
 def write_temporary(directory: Path, chunks: Iterable[bytes]) -> Path:
@@ -47,6 +33,31 @@ def write_temporary(directory: Path, chunks: Iterable[bytes]) -> Path:
     return path
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path`, durably and whole, when the block ends without an error.
+
+    Several processes may do so at a time: the last one stays.
+
+    Raises:
+        DiskFullError: no space is left; a file of that name is as it was.
+        StorageError: the disk failed otherwise.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    with disk_errors(path):
+        reach("write", path)
+        file = temporary.open("xb")
+    try:
+        with file, disk_errors(path):
+            yield file
+            sync(file, path)
+        adopt(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def _write_new(path: Path, chunks: Iterable[bytes], *, mode: Literal["xb", "wb"]) -> None:
     with disk_errors(path):
         file = path.open(mode, buffering=0)
@@ -55,10 +66,10 @@ def _write_new(path: Path, chunks: Iterable[bytes], *, mode: Literal["xb", "wb"]
             # What the chunks raise is the caller's own, and not a failure of this disk.
             for chunk in chunks:
                 with disk_errors(path):
-                    _step("write", path)
+                    reach("write", path)
                     _write_all(file, chunk)
             with disk_errors(path):
-                _step("sync", path)
+                reach("sync", path)
                 os.fsync(file.fileno())
     except BaseException:
         with suppress(OSError):
@@ -78,9 +89,20 @@ def adopt(temporary: Path, path: Path) -> None:
         StorageError: the disk failed.
     """
     with disk_errors(path):
-        _step("rename", path)
+        reach("rename", path)
         temporary.replace(path)
     sync_folder(path.parent)
+
+
+def move(temporary: Path, path: Path) -> None:
+    """Give a file its final name for this and later processes; power loss may undo or tear it.
+
+    Raises:
+        StorageError: the disk failed.
+    """
+    with disk_errors(path):
+        reach("move", path)
+        temporary.replace(path)
 
 
 def write(path: Path, chunks: Iterable[bytes]) -> None:
@@ -104,6 +126,7 @@ def replace(path: Path, content: bytes) -> None:
     """
     temporary = _temporary_of(path)
     with disk_errors(path):
+        reach("replace", path)
         temporary.write_bytes(content)
         temporary.replace(path)
 
@@ -116,9 +139,9 @@ def append(file: BinaryIO, path: Path, *contents: bytes) -> None:
         StorageError: the disk failed otherwise.
     """
     with disk_errors(path):
-        _step("write", path)
+        reach("write", path)
         for content in contents:
-            file.write(content)
+            _write_all(file, content)
 
 
 def sync(file: BinaryIO, path: Path) -> None:
@@ -130,7 +153,7 @@ def sync(file: BinaryIO, path: Path) -> None:
     """
     with disk_errors(path):
         file.flush()
-        _step("sync", path)
+        reach("sync", path)
         os.fsync(file.fileno())
 
 
@@ -145,6 +168,7 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
         return
     make_folder(path.parent)
     with disk_errors(path):
+        reach("make folder", path)
         path.mkdir(mode, exist_ok=True)
     sync_folder(path.parent)
 
@@ -155,7 +179,7 @@ def remove(path: Path) -> int:
     The folder is not synced: a file that comes back after power loss is removed again later.
     """
     with disk_errors(path):
-        _step("remove", path)
+        reach("remove", path)
         try:
             size_bytes = path.stat().st_size
             path.unlink()
@@ -171,7 +195,7 @@ def sync_folder(path: Path) -> None:
         StorageError: the disk failed.
     """
     with disk_errors(path):
-        _step("sync folder", path)
+        reach("sync folder", path)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -179,15 +203,10 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def _write_all(file: FileIO, chunk: bytes) -> None:
+def _write_all(file: BinaryIO | FileIO, chunk: bytes) -> None:
     remaining = memoryview(chunk)
     while remaining:
         remaining = remaining[file.write(remaining) :]
-
-
-def _step(name: str, path: Path) -> None:
-    for observer in _observers:
-        observer(name, path)
 
 
 @contextmanager

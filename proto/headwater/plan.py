@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from headwater import durable_files
 from headwater.batch import Array
 from headwater.errors import PlanError
 from headwater.layout import Layout, Weights
@@ -144,26 +145,14 @@ def write_plan(
     path = Path(path)
     entries = {**members, MANIFEST: data}
     if path.suffix in (".plan", ".zip"):
-        _replace(path, lambda file: _write_zip(file, entries))
+        durable_files.make_folder(path.parent)
+        with durable_files.new_file(path) as file:
+            _write_zip(file, entries)
     else:
-        path.mkdir(parents=True, exist_ok=True)
-        for name in sorted(members):
-            _replace(path / name, lambda file, name=name: file.write(members[name]))  # type: ignore[misc]
-        _replace(path / MANIFEST, lambda file: file.write(data))
+        durable_files.make_folder(path)
+        for name in (*sorted(members), MANIFEST):
+            durable_files.write(path / name, [entries[name]])
     return plan.digest
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_zip(file: BinaryIO, entries: Mapping[str, bytes]) -> None:

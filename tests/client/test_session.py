@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_client.seeds import seed_of_epoch, seed_of_step
-from headwater import durable_files
+from headwater import steps
 from headwater.errors import ConflictError, DiskFullError, NotFoundError
 from headwater.manifest import BatchCost
 from headwater.updates import StoredUpdate, encoding_named
@@ -541,7 +541,7 @@ async def test_a_full_disk_declines_or_fails_and_the_client_goes_on(
         if step == "write" and path.name == ".2.update.tmp":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with durable_files.observed(full):
+    with steps.observed(full):
         fleet.push(assignment=job.assignment(2))
         assert "no space is left to write" in (await fleet.next("failure")).reason
     fleet.push(assignment=job.assignment(3))
@@ -556,7 +556,7 @@ async def test_a_broken_state_directory_fails_the_assignment_and_not_the_client(
     device.state.updates.rmdir()
     device.state.updates.write_text("in the way")
     fleet.push(assignment=job.assignment(1))
-    assert "updates: Not a directory" in (await fleet.next("failure")).reason
+    assert "updates/held.json: Not a directory" in (await fleet.next("failure")).reason
     device.state.updates.unlink()
     device.state.updates.mkdir()
     fleet.push(assignment=job.assignment(2))

@@ -13,7 +13,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.world import World
 from coordinator.services.control import ControlService
 from coordinator.services.submission import submit_job
-from headwater import durable_files
+from headwater import steps
 from headwater.errors import JobFileError
 from headwater.v1 import control_pb2
 from storage import blobs, jobs
@@ -77,7 +77,7 @@ def test_the_first_weights_are_pinned_until_the_job_refers_to_them(
         if step == "rename" and path.name not in pinned(world):
             unpinned.append(path.name)
 
-    with durable_files.observed(look):
+    with steps.observed(look):
         job = submit(world, plan)
     assert world.blobs.exists(job.latest_weights_digest)
     assert unpinned == []

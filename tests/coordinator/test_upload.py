@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from coordinator.services.upload import Upload
-from headwater import durable_files
+from headwater import steps
 from headwater.errors import DiskFullError, UpdateError
 from headwater.layout import BLOCK_ELEMENTS, Layout, Role, TensorSpec
 from headwater.updates import ENCODINGS, FRAME_HEADER, frame
@@ -133,7 +133,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(begin, tmp_path, payload
             raise OSError(28, os.strerror(28))
 
     resumed = begin(path, digest_of(payloads))
-    with durable_files.observed(full), pytest.raises(DiskFullError, match="no space is left"):
+    with steps.observed(full), pytest.raises(DiskFullError, match="no space is left"):
         receive(resumed, payloads[1:])
     resumed.pause()
     again = begin(path, digest_of(payloads))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater import durable_files
+from headwater import durable_files, steps
 from headwater.errors import DiskFullError, StorageError
 from storage.blob_directory import BlobDirectory
 
@@ -82,13 +82,14 @@ def test_only_digests_name_blobs(store: BlobDirectory, name: str) -> None:
 
 
 def test_each_blob_is_synced_before_its_name_and_its_name_after(store: BlobDirectory) -> None:
-    steps: list[tuple[str, str]] = []
-    with durable_files.observed(lambda step, path: steps.append((step, path.suffix))):
+    seen: list[tuple[str, str]] = []
+    with steps.observed(lambda step, path: seen.append((step, Path(str(path)).suffix))):
         store.write(CONTENT)
     # The first sync of a folder is for the new folder of the two first digits.
-    assert steps == [
+    assert seen == [
         ("write", ".part"),
         ("sync", ".part"),
+        ("make folder", ""),
         ("sync folder", ""),
         ("rename", ""),
         ("sync folder", ""),
@@ -98,7 +99,7 @@ def test_each_blob_is_synced_before_its_name_and_its_name_after(store: BlobDirec
 @pytest.mark.parametrize("step", ["write", "sync", "rename"])
 def test_a_full_disk_leaves_no_blob(store: BlobDirectory, step: str) -> None:
     with (
-        durable_files.observed(fail_at(step)),
+        steps.observed(fail_at(step)),
         pytest.raises(DiskFullError, match=r"no space is left to write .*: free some, then repeat"),
     ):
         store.write(CONTENT)
@@ -108,7 +109,7 @@ def test_a_full_disk_leaves_no_blob(store: BlobDirectory, step: str) -> None:
 
 def test_a_disk_that_fails_is_named(store: BlobDirectory) -> None:
     with (
-        durable_files.observed(fail_at("sync folder", errno.EIO)),
+        steps.observed(fail_at("sync folder", errno.EIO)),
         pytest.raises(StorageError, match=rf"{store.root}.*: Input/output error"),
     ):
         store.write(CONTENT)
@@ -135,7 +136,7 @@ def test_what_broken_writes_left_is_removed_when_it_is_old(store: BlobDirectory)
 def test_a_small_file_is_replaced_whole_or_not(tmp_path: Path) -> None:
     path = tmp_path / "settings"
     durable_files.write(path, [b"one"])
-    with durable_files.observed(fail_at("sync")), pytest.raises(DiskFullError):
+    with steps.observed(fail_at("sync")), pytest.raises(DiskFullError):
         durable_files.write(path, [b"two"])
     assert path.read_bytes() == b"one"
     durable_files.write(path, [b"two"])

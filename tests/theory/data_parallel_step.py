@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from edge_client.program import end_process
 from tests.zoo import ZOO
 
 
@@ -37,3 +38,4 @@ def main() -> None:
 
 
 main()
+end_process(0)  # as a client of several ranks ends: gloo's threads may abort an orderly exit
