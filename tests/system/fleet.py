@@ -35,13 +35,17 @@ class Fleet:
         self._options: tuple[str, ...] = ()
         self._jobs = 0
 
+    def program(self, name: str, package: str) -> list[str]:
+        """The command that runs a program as the process of this name."""
+        return [sys.executable, "-m", package]
+
     # The coordinator.
 
     def serve(self, *options: str) -> Process:
         """Start it, or start it again on the same data directory and port; wait until it serves."""
         self._options = options or self._options
         (self.data / "address").unlink(missing_ok=True)
-        command = [sys.executable, "-m", "coordinator", "serve", "--listen", self.address]
+        command = [*self.program("coordinator", "coordinator"), "serve", "--listen", self.address]
         command += ["--data-directory", str(self.data), "--data", f"clusters={self.held_out}"]
         process = Process([*command, *self._options], self.folder / "coordinator.log")
         self.coordinator = process
@@ -75,7 +79,9 @@ class Fleet:
         process = self._client(
             name,
             [
-                *("-m", "edge_client", "run", "--coordinator", self.address, "--name", name),
+                *self.program(name, "edge_client"),
+                "run",
+                *("--coordinator", self.address, "--name", name),
                 *("--state", str(self.state(name)), "--trainer", "onnxruntime", "--threads", "1"),
                 *("--data", f"clusters={self.part(name) if data is None else data}", *options),
             ],
@@ -86,7 +92,7 @@ class Fleet:
     def gated_client(self, name: str, gate: Path, at: str) -> Process:
         """A real client that stays at `at` (train or upload) while the file `gate` is there."""
         arguments = [self.address, str(self.state(name)), name, str(self.part(name)), str(gate), at]
-        process = self._client(name, [str(GATED), *arguments])
+        process = self._client(name, [sys.executable, str(GATED), *arguments])
         process.wait_line("attending")
         return process
 
@@ -105,7 +111,7 @@ class Fleet:
         return device
 
     def _client(self, name: str, arguments: list[str]) -> Process:
-        process = Process([sys.executable, *arguments], self.folder / f"{name}.log")
+        process = Process(arguments, self.folder / f"{name}.log")
         self.clients[name] = process
         self._ended.append(process)
         return process

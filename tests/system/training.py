@@ -38,6 +38,7 @@ target = { shape = [], dtype = "int64", maximum = 3 }
 [train]
 optimizer = { name = "sgd", learning_rate = 0.05 }
 local_epochs = 2
+optimizer_state = "reset"
 batch_size = 8
 [rounds]
 count = 3
