@@ -26,7 +26,7 @@ class NoOpTrainer:
         self._factor = np.float32(factor)
         self._weights = Weights(np.empty(0, np.float32), np.empty(0, np.int64))
 
-    def set_weights(self, weights: Weights) -> None:
+    def set_weights(self, weights: Weights, *, anchor: bool = True) -> None:
         self._weights = Weights(weights.floats * self._factor, weights.integers)
 
     def weights(self) -> Weights:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_client.checkpoints import Checkpoints
 from edge_client.journal import HeldUpdate, Journal
 from edge_client.optimizer_states import OptimizerStates
 from edge_client.training import Activity, evaluate, train
@@ -43,6 +44,7 @@ class AssignmentRunner:
         workbench: Workbench,
         journal: Journal,
         states: OptimizerStates,
+        checkpoints: Checkpoints,
         *,
         client_id: str,
         coordinator: str,
@@ -52,6 +54,7 @@ class AssignmentRunner:
         self._workbench = workbench
         self._journal = journal
         self._states = states
+        self._checkpoints = checkpoints
         self._client_id = client_id
         self._coordinator = coordinator
 
@@ -95,7 +98,7 @@ class AssignmentRunner:
             summary = UpdateSummary(examples=bench.source.example_count())
         else:
             self._restore_optimizer(assignment, bench)
-            summary = train(bench.trainer, bench.source, assignment, activity)
+            summary = train(bench.trainer, bench.source, assignment, activity, self._checkpoints)
             if assignment.keep_optimizer_state:
                 state = bench.trainer.optimizer_state()
                 self._states.save(assignment.job, assignment.plan_digest, state)

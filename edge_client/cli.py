@@ -85,6 +85,11 @@ def client() -> None:
     help="Room for plans and weights on disk, such as 500MB. [2GiB]",
 )
 @click.option(
+    "--checkpoint-seconds",
+    type=float,
+    help="How much training a process that dies may lose. [300]",
+)
+@click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE.toml",

@@ -20,6 +20,7 @@ from headwater.v1.fleet_pb2 import OfferRequest
 
 _RECORD = "held.json"
 _SUFFIX = ".update"
+_KIND = {".json": "held", _SUFFIX: "update"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Journal:
         """The update that an earlier process finished, or None.
 
         Raises:
-            StorageError: the record or the update is damaged; what is left of it is removed.
+            StorageError: the record or the update is damaged, and its files are set aside, under
+                names that end in `.damaged`.
         """
         record = self.folder / _RECORD
         with durable_files.disk_errors(record):
@@ -88,17 +90,28 @@ class Journal:
         try:
             held = _decode(text, self.folder)
         except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
-            self._clear()
-            raise StorageError(f"{record} was damaged: its update is lost ({error})") from error
+            self._set_aside()
+            raise StorageError(
+                f"{record} was damaged: its update is lost, its files are set aside ({error})"
+            ) from error
         if held.path is not None and not _is_whole(held.path, held.offer):
-            self._clear()
-            raise StorageError(f"{held.path} was damaged: its update is lost")
+            self._set_aside()
+            raise StorageError(
+                f"{held.path} was damaged: its update is lost, its files are set aside"
+            )
         return held
 
     def drop(self, assignment_id: int) -> None:
         """Forget an update after the final word on it; a lost deletion is harmless."""
         durable_files.remove(self.folder / _RECORD)
         durable_files.remove(self.folder / f"{assignment_id}{_SUFFIX}")
+
+    def _set_aside(self) -> None:
+        """Keep what is damaged for those who look for the cause, and the last of it only."""
+        for path in (self.folder / _RECORD, *self.folder.glob(f"*{_SUFFIX}")):
+            if path.exists():
+                durable_files.move(path, self.folder / f"{_KIND[path.suffix]}.damaged")
+        self._clear()
 
     def _clear(self) -> None:
         with durable_files.disk_errors(self.folder):

@@ -12,6 +12,7 @@ from edge_client.assignment import AssignmentRunner
 from edge_client.attend import Attendance
 from edge_client.backoff import Backoff
 from edge_client.cache import BlobCache
+from edge_client.checkpoints import Checkpoints
 from edge_client.clock import Clock, SystemClock
 from edge_client.connection import Connection
 from edge_client.delivery import Delivery
@@ -126,18 +127,21 @@ class Session:
         transfer = Transfer(connection, self._cache, self._identity.client_id)
         patience = Patience(self._attending, self._clock, self._random)
         capability = Capability(self._backend, self._profile().memory_bytes)
+        checkpoints = Checkpoints(self._state.checkpoints, self._settings.checkpoint_seconds)
         return Worker(
             preparation=Preparation(transfer, self._cache, self._workbench, patience, capability),
             runner=AssignmentRunner(
                 self._workbench,
                 self._journal,
                 OptimizerStates(self._state.optimizer),
+                checkpoints,
                 client_id=self._identity.client_id,
                 coordinator=self._settings.coordinator,
                 weights_path=self._cache.path,
             ),
             delivery=Delivery(transfer, self._journal, patience),
             journal=self._journal,
+            checkpoints=checkpoints,
             status=self._status,
             clock=self._clock,
             coordinator=self._settings.coordinator,

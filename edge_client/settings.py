@@ -28,6 +28,7 @@ class Settings:
     default. `cache_bytes` bounds plans and weights on disk: two GiB hold a few models of 100 MB
     with room for the next version. `compile` and `precision` are torch's, which trains eagerly and
     in float32, with TF32 for products on a GPU, where nothing else is asked for.
+    `checkpoint_seconds` of training are lost at most when the process dies.
     """
 
     coordinator: str
@@ -42,6 +43,7 @@ class Settings:
     log_format: str = "text"
     compile: bool = False
     precision: Precision = "tf32"
+    checkpoint_seconds: float = 300.0
 
 
 def parse_pairs(kind: str, texts: Iterable[str]) -> dict[str, str]:
@@ -99,7 +101,7 @@ def check_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from options and file merged.
 
     Raises:
-        UsageError: no coordinator, an address without a port, or no thread.
+        UsageError: no coordinator, an address without a port, no thread, or no interval.
     """
     if not values.get("coordinator"):
         raise UsageError("no coordinator is given: use --coordinator HOST:PORT")
@@ -109,6 +111,8 @@ def check_settings(values: Mapping[str, Any]) -> Settings:
         raise UsageError(f"the coordinator {settings.coordinator!r} is not HOST:PORT")
     if settings.threads < 1:
         raise UsageError(f"--threads {settings.threads} is wrong: at least 1")
+    if not settings.checkpoint_seconds > 0:
+        raise UsageError(f"--checkpoint-seconds {settings.checkpoint_seconds:g}: more than 0")
     return settings
 
 
@@ -134,6 +138,12 @@ def _count(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise TypeError("a positive integer is expected")
     return value
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise TypeError("a number of seconds above 0 is expected")
+    return float(value)
 
 
 def _size(value: Any) -> int:
@@ -176,4 +186,5 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "log-format": _one_of(LOG_FORMATS),
     "compile": _flag,
     "precision": _one_of(PRECISIONS),
+    "checkpoint-seconds": _seconds,
 }

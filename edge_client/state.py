@@ -31,6 +31,7 @@ class StateDirectory:
         self.cache = path / "cache"
         self.updates = path / "updates"
         self.optimizer = path / "optimizer"
+        self.checkpoints = path / "checkpoints"
 
 
 def default_state_path() -> Path:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, islice
 
+from edge_client.checkpoints import Checkpoints, TrainingPoint
+from edge_client.metric_mean import MetricMean
 from edge_client.seeds import seed_of_epoch, seed_of_step
 from edge_client.trainers import Trainer
 from headwater.batch import Batch
@@ -42,26 +44,6 @@ class Activity:
             raise Cancelled
 
 
-class MetricMean:
-    """A mean over batches, weighted by their examples or by these examples' weights."""
-
-    def __init__(self) -> None:
-        self.examples = 0
-        self._mass = 0.0
-        self._sums: dict[str, float] = {}
-
-    def add(self, metrics: Mapping[str, float], batch: Batch) -> None:
-        """Take in the means of one batch."""
-        self.examples += batch.size
-        self._mass += batch.mass
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value) * batch.mass
-
-    def result(self) -> dict[str, float]:
-        """The means; empty before the first batch."""
-        return {name: total / self._mass for name, total in self._sums.items()}
-
-
 def evaluate(
     trainer: Trainer, source: DataSource, batch_size: int, activity: Activity
 ) -> dict[str, float]:
@@ -82,13 +64,18 @@ def evaluate(
 
 
 def train(
-    trainer: Trainer, source: DataSource, assignment: Assignment, activity: Activity
+    trainer: Trainer,
+    source: DataSource,
+    assignment: Assignment,
+    activity: Activity,
+    checkpoints: Checkpoints | None = None,
 ) -> UpdateSummary:
     """Train from the trainer's weights; the summary has `examples`, `steps`, `metrics_after`.
 
     `metrics_after` is the mean over the last epoch, or over all steps where the assignment counts
     steps. `examples` counts each example of the data set once, or those that the steps saw where
-    they are fewer.
+    they are fewer. With a checkpoint of an earlier process training goes on from there, to the
+    same weights and summary.
 
     Raises:
         Cancelled: the assignment was dropped.
@@ -99,17 +86,23 @@ def train(
     available = source.example_count()
     total = _step_count(assignment, available)
     hyperparameters = dict(assignment.hyperparameters)
-    mean, mean_epoch, steps, seen = MetricMean(), 0, 0, 0
-    for epoch, batch in _schedule(source, assignment):
-        metrics = trainer.train_step(batch, hyperparameters, seed_of_step(assignment.seed, steps))
-        steps += 1
-        check_finite(metrics["loss"], steps, total, hyperparameters)
-        if epoch != mean_epoch and not assignment.local_steps:
-            mean, mean_epoch = MetricMean(), epoch
-        mean.add(metrics, batch)
-        seen += batch.size
-        activity.step(steps, total)
-    return UpdateSummary(examples=min(available, seen), steps=steps, metrics_after=mean.result())
+    point = checkpoints.restore(trainer) if checkpoints else None
+    point = point or TrainingPoint(0, 0, 0, MetricMean())
+    for epoch, batch in islice(_schedule(source, assignment), point.steps, None):
+        seed = seed_of_step(assignment.seed, point.steps)
+        metrics = trainer.train_step(batch, hyperparameters, seed)
+        point.steps += 1
+        check_finite(metrics["loss"], point.steps, total, hyperparameters)
+        if epoch != point.epoch and not assignment.local_steps:
+            point.mean, point.epoch = MetricMean(), epoch
+        point.mean.add(metrics, batch)
+        point.seen += batch.size
+        activity.step(point.steps, total)
+        if checkpoints:
+            checkpoints.save_when_due(trainer, point)
+    return UpdateSummary(
+        examples=min(available, point.seen), steps=point.steps, metrics_after=point.mean.result()
+    )
 
 
 def _step_count(assignment: Assignment, examples: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
 from edge_client.assignment import AssignmentRunner
+from edge_client.checkpoints import DEATHS, Checkpoints
 from edge_client.clock import Clock
 from edge_client.delivery import Delivery
 from edge_client.journal import HeldUpdate, Journal
@@ -14,7 +15,7 @@ from edge_client.status_file import StatusFile
 from edge_client.training import Cancelled
 from edge_client.work import Work
 from edge_client.work_thread import WorkThread
-from headwater.errors import HeadwaterError, StorageError, UserError
+from headwater.errors import HeadwaterError, StorageError, UnavailableError, UserError
 from headwater.v1.fleet_pb2 import Assignment, AttendRequest, Cancel, Decline, Failure, Fate
 
 _PROGRESS_SECONDS = 2.0
@@ -35,6 +36,7 @@ class Worker:
         runner: AssignmentRunner,
         delivery: Delivery,
         journal: Journal,
+        checkpoints: Checkpoints,
         status: StatusFile,
         clock: Clock,
         coordinator: str,
@@ -44,6 +46,8 @@ class Worker:
         self._runner = runner
         self._delivery = delivery
         self._journal = journal
+        self._checkpoints = checkpoints
+        self._coordinator = coordinator
         self._status = status
         self._clock = clock
         self._send = send
@@ -138,8 +142,16 @@ class Worker:
             self._status.working(None)
 
     async def _perform(self, work: Work, assignment: Assignment) -> None:
-        with ExitStack() as pins:
-            held = await self._compute(work, assignment, pins)
+        try:
+            with ExitStack() as pins:
+                held = await self._compute(work, assignment, pins)
+        except BaseException:
+            if not work.dropped:  # the client stops: its next process goes on
+                self._checkpoints.pause()
+                raise
+            self._checkpoints.end()
+            raise
+        self._checkpoints.end()
         if held is not None:
             await self._deliver(work, held)
 
@@ -149,6 +161,13 @@ class Worker:
         """The finished update, or None after a Decline or a Failure was sent."""
         started = False
         try:
+            deaths = self._checkpoints.begin(self._coordinator, assignment)
+            if deaths >= DEATHS:
+                started = True
+                raise UnavailableError(
+                    f"{deaths} processes of this client died in the middle of it: look in the "
+                    "device's log for want of memory, or give it another plan"
+                )
             seconds = await work.unless_dropped(self._preparation.prepare(work, assignment, pins))
             bench, base = await self._thread.run(self._runner.prepare, assignment)
             started = True

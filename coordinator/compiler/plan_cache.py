@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator.jobs.job_spec import JobSpec
-from headwater.errors import PlanError
+from headwater.errors import PlanError, StorageError
 from headwater.manifest import Manifest
 from headwater.plan import Plan, write_plan
 
@@ -66,7 +66,7 @@ class PlanCache:
 
     def write(self, key: str, manifest: Manifest, members: Mapping[str, bytes]) -> None:
         """Keep a plan and let go of old ones; a disk that refuses costs a later compile only."""
-        with suppress(OSError):
+        with suppress(StorageError):
             write_plan(self._path(key), manifest, members)
             self._shrink()
 

@@ -52,8 +52,9 @@ class Follower:
     def _carry_out(self, trainer: SharedTrainer, message: Message) -> None:
         own, values, arrays = trainer.own, message.values, message.arrays
         match message.command:
-            case "weights":
-                own.set_weights(Weights(arrays["floats"], arrays["integers"]))  # type: ignore[arg-type]
+            case "weights" | "weights within a round":
+                weights = Weights(arrays["floats"], arrays["integers"])  # type: ignore[arg-type]
+                own.set_weights(weights, anchor=message.command == "weights")
             case "reset":
                 own.reset_optimizer()
             case "optimizer":

@@ -100,10 +100,11 @@ class LeadingTrainer:
         self._own = own
         self._shared = SharedTrainer(group, own, ("loss", *plan.manifest.metrics))
 
-    def set_weights(self, weights: Weights) -> None:
+    def set_weights(self, weights: Weights, *, anchor: bool = True) -> None:
         """As `Trainer.set_weights`, on all ranks."""
-        self._own.set_weights(weights)
-        self._tell("weights", {"floats": weights.floats, "integers": weights.integers})
+        self._own.set_weights(weights, anchor=anchor)
+        arrays: dict[str, Array] = {"floats": weights.floats, "integers": weights.integers}
+        self._tell("weights" if anchor else "weights within a round", arrays)
 
     def weights(self) -> Weights:
         """As `Trainer.weights`."""

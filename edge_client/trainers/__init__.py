@@ -19,10 +19,11 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 class Trainer(Protocol):
     """What the session needs of a runtime; one contract test runs over every implementation."""
 
-    def set_weights(self, weights: Weights) -> None:
+    def set_weights(self, weights: Weights, *, anchor: bool = True) -> None:
         """Start from these weights, which are copied; the optimizer keeps its state.
 
-        They are also what a plan's proximal term holds the later weights to.
+        With `anchor` they are also what a plan's proximal term holds the later weights to;
+        without, that stays what it was: training goes on in the middle of a round.
 
         Raises:
             PlanError: the weights are of another layout.

@@ -61,15 +61,15 @@ class OnnxTrainer:
         self.reset_optimizer()
         self.set_correction(None)
 
-    def set_weights(self, weights: Weights) -> None:
-        """Start from a copy of these weights; the optimizer keeps its state.
+    def set_weights(self, weights: Weights, *, anchor: bool = True) -> None:
+        """Start from a copy of these weights, also as the round's anchor unless told otherwise.
 
         Raises:
             PlanError: the weights are of another layout.
         """
         named = self._layout.unflatten(weights)
         self._state = {f"p.{name}": array.copy() for name, array in named.items()}
-        if self._manifest.anchored:
+        if anchor and self._manifest.anchored:
             trainable = [spec.name for spec in self._layout.trainable]
             self._anchor = {f"a.{name}": named[name].copy() for name in trainable}
 

@@ -64,11 +64,11 @@ class TorchState:
             f"new.{name}" for name in self.scalars
         }
 
-    def load(self, arrays: Mapping[str, Array]) -> None:
-        """Copy parameters and buffers in, by plain name; the parameters are the anchor too."""
+    def load(self, arrays: Mapping[str, Array], *, anchor: bool) -> None:
+        """Copy parameters and buffers in, by plain name; `anchor`: the parameters are it too."""
         for vector in self._vectors:
             vector.load(arrays)
-        if "a" in self._added:
+        if anchor and "a" in self._added:
             self._added["a"].flat.copy_(self.parameters.flat)
 
     def load_correction(self, arrays: Mapping[str, Array] | None) -> None:

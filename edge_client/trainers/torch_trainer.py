@@ -91,13 +91,13 @@ class TorchTrainer:
             for name, array in frozen_values(plan).items()
         }
 
-    def set_weights(self, weights: Weights) -> None:
-        """Copy weights to the device, also as the round's anchor; the optimizer keeps its state.
+    def set_weights(self, weights: Weights, *, anchor: bool = True) -> None:
+        """Copy weights to the device, also as the round's anchor unless told otherwise.
 
         Raises:
             PlanError: the weights are of another layout.
         """
-        self.state.load(self._layout.unflatten(weights))
+        self.state.load(self._layout.unflatten(weights), anchor=anchor)
 
     def weights(self) -> Weights:
         """A copy of the current weights."""

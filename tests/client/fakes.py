@@ -157,7 +157,7 @@ class AddingTrainer:
         self.opened.append(plan)
         return self
 
-    def set_weights(self, weights: Weights) -> None:
+    def set_weights(self, weights: Weights, *, anchor: bool = True) -> None:
         self._floats, self._integers = weights.floats.copy(), weights.integers.copy()
 
     def weights(self) -> Weights:

@@ -210,7 +210,7 @@ def test_an_update_without_its_record_was_never_finished(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["record", "update", "missing"])
-def test_a_damaged_journal_says_so_and_is_cleared(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_journal_says_so_and_is_set_aside(tmp_path: Path, damage: str) -> None:
     journal = Journal(tmp_path)
     held = journal.store([b"x"], coordinator="a:1", job="j", round_number=1, offer=offer(1))
     assert held.path is not None
@@ -222,6 +222,10 @@ def test_a_damaged_journal_says_so_and_is_cleared(tmp_path: Path, damage: str) -
         held.path.unlink()
     with pytest.raises(StorageError, match="was damaged: its update is lost"):
         journal.load()
+    kept = {"held.damaged", "update.damaged"} - (
+        {"update.damaged"} if damage == "missing" else set()
+    )
+    assert {path.name for path in tmp_path.iterdir()} == kept
     assert journal.load() is None
 
 

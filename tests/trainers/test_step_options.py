@@ -157,6 +157,20 @@ def test_two_rounds_are_those_of_plain_torch_on_whole_batches(trainer: Trainer) 
     assert_equal(trainer, reference)
 
 
+def test_weights_within_a_round_leave_its_anchor(trainer: Trainer) -> None:
+    """Training that a process goes on with is held to where the round began."""
+    trainer.train_step(batch(0), {"proximal": 5.0}, 0)
+    middle, slots = trainer.weights(), trainer.optimizer_state()
+    trainer.train_step(batch(1), {"proximal": 5.0}, 1)
+    expected = trainer.weights().floats
+    for anchor in (False, True):
+        trainer.set_weights(plan().initial_weights())
+        trainer.set_weights(middle, anchor=anchor)
+        trainer.set_optimizer_state(slots)
+        trainer.train_step(batch(1), {"proximal": 5.0}, 1)
+        assert np.array_equal(trainer.weights().floats, expected) is not anchor
+
+
 def test_a_correction_stays_until_it_is_set_anew(trainer: Trainer) -> None:
     reference = Reference({})
     trainer.set_correction(correction())
