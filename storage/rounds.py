@@ -1,7 +1,7 @@
 """Rounds and the ledger: each change is checked against the legal transitions and kept whole."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Unpack
 
 from sqlalchemy import select
@@ -178,8 +178,30 @@ def accept_update(
     return ReceiptRecord(row.id, update.digest, update.size_bytes, now, repeated=False)
 
 
-def close(session: Session, *, round_id: int, reason: str, now: datetime) -> RoundRecord:
+def extend(
+    session: Session, *, round_id: int, seconds: float, reason: str, now: datetime
+) -> RoundRecord:
+    """Move an open round's deadline.
+
+    Raises:
+        NotFoundError: there is no such round.
+        ConflictError: it is not open, or has no deadline.
+    """
+    step = _round(session, round_id)
+    if step.state != RoundState.OPEN or step.deadline_at is None:
+        raise ConflictError(f"round {step.number} is {step.state} and cannot be extended")
+    step.deadline_at += timedelta(seconds=seconds)
+    _record(session, step, "extended", reason, now)
+    session.flush()
+    return get(session, round_id=round_id)
+
+
+def close(
+    session: Session, *, round_id: int, reason: str, now: datetime, quorum: int | None = None
+) -> RoundRecord:
     """Stop accepting updates: the round is closing, and its accepted set is final.
+
+    `quorum` lowers what it needs, by its job's policy.
 
     Raises:
         NotFoundError: there is no such round.
@@ -187,6 +209,7 @@ def close(session: Session, *, round_id: int, reason: str, now: datetime) -> Rou
     """
     step = _round(session, round_id)
     _move_round(step, RoundState.CLOSING, reason)
+    step.quorum = quorum or step.quorum
     step.closed_at = now
     session.flush()
     return get(session, round_id=round_id)

@@ -13,8 +13,10 @@ from coordinator.engine.rounds import (
     abandon_round,
     catch_up,
     close_round,
+    extend_round,
     finish_round,
     open_round,
+    round_progress,
     survey,
     wait_for,
 )
@@ -116,18 +118,20 @@ class JobLoop:
             await finish_round(self.world, run, run.round.record)
             return await self._after_round(run)
         await self._expire_leases(run)
-        now, deadline = self.world.clock.now(), run.round.record.deadline_at
-        passed = deadline is not None and now >= deadline
-        pending = run.round.pending
-        decision = closing(run.spec.rounds, run.round.accepted, len(pending), passed)
-        if decision.action is Action.WAIT:
-            leases = min(one.lease_ends for one in pending) - self.world.clock.monotonic()
-            left = (deadline - now).total_seconds() if deadline else leases
-            return max(0.001, min(leases, left))
-        if decision.action is Action.CLOSE:
-            await close_round(self.world, run, decision.reason)
-        else:
-            await abandon_round(self.world, run, decision.reason)
+        policy, progress = run.spec.rounds, round_progress(self.world, run)
+        decision = closing(policy, progress)
+        match decision.action:
+            case Action.WAIT:
+                leases = min(one.lease_ends for one in run.round.pending)
+                left = (0 if progress.past < 0 else policy.grace_seconds) - progress.past
+                return max(0.001, min(leases - self.world.clock.monotonic(), left))
+            case Action.EXTEND:
+                await extend_round(self.world, run, decision.reason)
+                return 0
+            case Action.CLOSE:
+                await close_round(self.world, run, decision.reason)
+            case Action.ABANDON:
+                await abandon_round(self.world, run, decision.reason)
         return await self._after_round(run)
 
     async def _begin(self, run: JobRun) -> float | None:
@@ -175,7 +179,7 @@ class JobLoop:
             return ""
         held_out = "coordinator" in policy.evaluate.on and run.spec.dataset in self.world.held_out
         series = await self.world.database.read(
-            partial(metric_series, run=run, stop=policy.stop, held_out=held_out)
+            partial(metric_series, run=run, metric=policy.stop.metric, held_out=held_out)
         )
         return stopping(policy.stop, series)
 

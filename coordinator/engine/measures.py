@@ -6,7 +6,6 @@ from math import isfinite, nan
 from sqlalchemy.orm import Session
 
 from coordinator.engine.live import JobRun
-from coordinator.jobs.job_spec import Stop
 from storage import history
 from storage.records import (
     AssignmentRecord,
@@ -31,8 +30,8 @@ def round_metrics(assignments: Iterable[AssignmentRecord]) -> list[MetricValue]:
     return [*_means(MetricScope.TRAIN, train), *_means(MetricScope.CLIENTS, clients)]
 
 
-def metric_series(session: Session, *, run: JobRun, stop: Stop, held_out: bool) -> list[float]:
-    """The finite values of a job's stopping metric by version.
+def metric_series(session: Session, *, run: JobRun, metric: str, held_out: bool) -> list[float]:
+    """The finite values of a job's metric by version.
 
     They are those of the coordinator's data with `held_out`, else what the clients measured of each
     version that they were given.
@@ -46,8 +45,8 @@ def metric_series(session: Session, *, run: JobRun, stop: Stop, held_out: bool) 
         )
         for one in page:
             metrics = one.coordinator_metrics if held_out else one.client_metrics
-            if isfinite(metrics.get(stop.metric, nan)):
-                values.append(metrics[stop.metric])
+            if isfinite(metrics.get(metric, nan)):
+                values.append(metrics[metric])
     return values
 
 

@@ -1,11 +1,11 @@
 """When a round opens and closes, and when a job ends: pure decisions, each with its reason."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import ceil
+from math import ceil, isfinite
 
-from coordinator.jobs.job_spec import Rounds, Stop
+from coordinator.jobs.job_spec import Guard, Rounds, Stop
 
 ABANDONED_IN_A_ROW = 5
 """After so many abandoned rounds in a row a job pauses: its operator must look, not its clock."""
@@ -37,7 +37,23 @@ class Action(StrEnum):
 
     WAIT = "wait"
     CLOSE = "close"
+    EXTEND = "extend"
     ABANDON = "abandon"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an open round is.
+
+    `pending` assignments may still bring an update, and `uploading` of them do so now. `past`
+    counts the seconds since the deadline, below 0 before it; `extensions` how often that was moved.
+    """
+
+    accepted: int
+    pending: int
+    uploading: int
+    past: float
+    extensions: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,21 +64,52 @@ class Closing:
     reason: str
 
 
-def closing(policy: Rounds, accepted: int, pending: int, deadline_passed: bool) -> Closing:
+def closing(policy: Rounds, progress: Progress) -> Closing:
     """A round closes with its cohort, when nothing more can come, or at its deadline.
 
-    `pending` counts assignments that may still bring an update. With fewer than `quorum` updates
-    the round is abandoned, which changes no weights.
+    Uploads under way at the deadline have `grace_seconds` more. With fewer than `quorum` updates
+    the policy decides: the round is abandoned, which changes no weights, extended while something
+    may still come, or closed with the updates that it has, if there is one.
     """
+    accepted, pending = progress.accepted, progress.pending
     if accepted >= policy.cohort:
         return Closing(Action.CLOSE, f"the cohort of {policy.cohort} is complete")
-    if pending and not deadline_passed:
+    if pending and progress.past < 0:
         return Closing(Action.WAIT, f"{accepted} accepted, {pending} pending")
+    if progress.uploading and progress.past < policy.grace_seconds:
+        return Closing(Action.WAIT, f"{progress.uploading} uploads are under way at the deadline")
     ended = "at the deadline" if pending else "and no more can come"
     if accepted >= policy.quorum:
         return Closing(Action.CLOSE, f"{accepted} accepted {ended}")
-    return Closing(
-        Action.ABANDON, f"{accepted} accepted {ended}, fewer than the quorum of {policy.quorum}"
+    short = f"{accepted} accepted {ended}, fewer than the quorum of {policy.quorum}"
+    if policy.without_quorum == "extend" and pending and progress.extensions < policy.extensions:
+        number = f"extension {progress.extensions + 1} of {policy.extensions}"
+        return Closing(Action.EXTEND, f"{short}: {number}")
+    if policy.without_quorum == "lower" and accepted:
+        return Closing(Action.CLOSE, f"{short}, which is lowered")
+    return Closing(Action.ABANDON, short)
+
+
+def guarding(guard: Guard | None, measured: Mapping[str, float], best: float | None) -> str:
+    """Why a new version must not be committed, from its held-out metrics; empty when it may.
+
+    A loss that is not finite never may. `best` is the best value so far of the guard's metric,
+    None before the first.
+    """
+    loss = measured.get("loss", 0.0)
+    if not isfinite(loss):
+        return f"the held-out loss of its model is {loss}"
+    if guard is None or guard.metric not in measured:
+        return ""
+    value = measured[guard.metric]
+    if not isfinite(value):
+        return f"the held-out {guard.metric} of its model is {value}"
+    worse_by = 0.0 if best is None else (value - best if guard.mode == "min" else best - value)
+    if worse_by <= guard.tolerance:
+        return ""
+    return (
+        f"the held-out {guard.metric} of its model is {value:.6g}, worse than the best so far, "
+        f"{best:.6g}, by more than {guard.tolerance:g}"
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from types import MappingProxyType
 
 from sqlalchemy.orm import Session
@@ -13,13 +14,13 @@ from coordinator.engine import directives
 from coordinator.engine.candidates import candidates
 from coordinator.engine.fold import Folded, fold_round, held_out_metrics
 from coordinator.engine.live import ENCODING, JobRun, LiveAssignment, LiveRound
-from coordinator.engine.measures import round_metrics
-from coordinator.engine.policy import Opening, opening
+from coordinator.engine.measures import metric_series, round_metrics
+from coordinator.engine.policy import Opening, Progress, guarding, opening
 from coordinator.engine.seeds import derived_seed
 from coordinator.engine.selection import Candidate, ineligibility, select
 from coordinator.engine.world import World
 from headwater import durable_files
-from headwater.errors import ConflictError
+from headwater.errors import ConflictError, UpdateError
 from storage import blobs as blob_repository
 from storage import clients as client_repository
 from storage import events as event_repository
@@ -178,6 +179,36 @@ def send_assignment(world: World, run: JobRun, live: LiveAssignment) -> None:
     )
 
 
+def round_progress(world: World, run: JobRun) -> Progress:
+    """How far the job's open round is."""
+    assert run.round is not None
+    record, pending = run.round.record, run.round.pending
+    past, extensions = -inf, 0
+    if record.deadline_at is not None:
+        past = (world.clock.now() - record.deadline_at).total_seconds()
+        given = (record.deadline_at - record.opened_at).total_seconds()
+        extensions = round(given / run.spec.rounds.deadline_seconds) - 1
+    uploading = sum(one.state is AssignmentState.UPLOADING for one in pending)
+    return Progress(run.round.accepted, len(pending), uploading, past, extensions)
+
+
+async def extend_round(world: World, run: JobRun, reason: str) -> None:
+    """Give an open round as long again."""
+    assert run.round is not None
+    seconds = run.spec.rounds.deadline_seconds
+    run.round.record = await world.database.write(
+        partial(
+            round_repository.extend,
+            round_id=run.round.record.id,
+            seconds=seconds,
+            reason=reason,
+            now=world.clock.now(),
+        )
+    )
+    _log.warning("round extended by %g s: %s", seconds, reason, extra=_fields(run))
+    await run.announce()
+
+
 async def close_round(world: World, run: JobRun, reason: str) -> None:
     """Fold the accepted updates, evaluate the result and commit it; or abandon it with evidence."""
     assert run.round is not None
@@ -186,6 +217,7 @@ async def close_round(world: World, run: JobRun, reason: str) -> None:
             round_repository.close,
             round_id=run.round.record.id,
             reason=reason,
+            quorum=min(run.round.record.quorum, max(1, run.round.accepted)),
             now=world.clock.now(),
         )
     )
@@ -202,8 +234,42 @@ async def finish_round(world: World, run: JobRun, record: RoundRecord) -> None:
         if folded.fault:
             await abandon_round(world, run, folded.fault, folded.unsound)
             return
+    held_out, unmeasured = await world.compute(held_out_metrics, world, run, folded)
+    fault = await _guarded(world, run, held_out)
+    if fault:
+        await _abandon_model(world, run, folded, fault)
+    if folded.temporary is not None:
         await _keep_weights(world, folded)
-    await _commit(world, run, record, folded)
+    await _commit(world, run, record, folded, held_out, unmeasured)
+
+
+async def _guarded(world: World, run: JobRun, held_out: Sequence[MetricValue]) -> str:
+    """Why the new version must not be committed; empty when it may."""
+    guard, best = run.spec.rounds.guard, None
+    if guard is not None:
+        series = await world.database.read(
+            partial(metric_series, run=run, metric=guard.metric, held_out=True)
+        )
+        best = (min if guard.mode == "min" else max)(series, default=None)
+    return guarding(guard, {one.name: one.value for one in held_out}, best)
+
+
+async def _abandon_model(world: World, run: JobRun, folded: Folded, fault: str) -> None:
+    """Abandon a round for what it made.
+
+    Raises:
+        UpdateError: always, so that the job pauses: the next round would begin from the same
+            version with the same clients.
+    """
+    if folded.temporary is not None:
+        await world.work(durable_files.remove, folded.temporary)
+    assert run.round is not None
+    number, version = run.round.record.number, run.record.latest_version
+    await abandon_round(world, run, fault, folded.unsound)
+    raise UpdateError(
+        f"round {number} was abandoned: {fault}; version {version} stays. Look at the updates of "
+        "that round, then resume the job"
+    )
 
 
 async def _keep_weights(world: World, folded: Folded) -> None:
@@ -221,9 +287,15 @@ async def _keep_weights(world: World, folded: Folded) -> None:
         raise
 
 
-async def _commit(world: World, run: JobRun, record: RoundRecord, folded: Folded) -> None:
+async def _commit(
+    world: World,
+    run: JobRun,
+    record: RoundRecord,
+    folded: Folded,
+    held_out: Sequence[MetricValue],
+    unmeasured: str,
+) -> None:
     assert run.round is not None
-    held_out, unmeasured = await world.compute(held_out_metrics, world, run, folded)
     fates = _fates(run.round, run.spec.rounds.cohort) | _rejections(folded.unsound)
     accepted = [one for one in record.assignments if one.id not in folded.unsound]
     measured = [*round_metrics(accepted), *_scheduled(run, record, accepted)]

@@ -229,6 +229,20 @@ class Stop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Abandon a round whose model is worse on held-out data, and pause the job."""
+
+    metric: str = key('"loss" or one of the metrics.')
+    tolerance: float = key("How much worse than the best version so far it may be.", minimum=0)
+    mode: str = key(
+        "Whether more or less is better.",
+        choices=("max", "min"),
+        infer=_stop_mode,
+        default='"min" for the loss, else "max"',
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rounds:
     """How many rounds there are, who takes part and when one closes."""
 
@@ -250,8 +264,35 @@ class Rounds:
     deadline_seconds: float = key(
         "How long a round waits for its cohort.", value=600.0, above=0, maximum=30 * 86400
     )
+    grace_seconds: float = key(
+        "How much longer it waits for uploads that are under way at its deadline.",
+        value=0.0,
+        minimum=0,
+        maximum=86400,
+    )
+    without_quorum: str = key(
+        "What becomes of a round that lacks its quorum at the deadline: it ends without changing "
+        "the weights, it is given as long again, or it makes do with what came.",
+        value="abandon",
+        choices=("abandon", "extend", "lower"),
+    )
+    extensions: int = key(
+        "How often a round is given as long again, before it is abandoned.",
+        value=3,
+        minimum=1,
+        maximum=1000,
+    )
+    largest_norm: float | None = key(
+        "The largest L2 norm of an update's change; a larger one is rejected and kept as evidence.",
+        value=None,
+        above=0,
+        default="any",
+    )
     evaluate: Evaluate = key("When and where the model is measured.", factory=Evaluate)
     stop: Stop | None = key("Early stopping.", value=None, default="all rounds are run")
+    guard: Guard | None = key(
+        "What a new version must not lose.", value=None, default="a finite loss is all it needs"
+    )
 
     def faults(self) -> Iterator[Fault]:
         """What is wrong between the keys."""
@@ -259,6 +300,8 @@ class Rounds:
             yield Fault(("quorum",), f"at most the cohort ({self.cohort})")
         if self.stop is not None and not self.evaluate.on:
             yield Fault(("stop",), "needs an evaluation: evaluate.on is empty")
+        if self.guard is not None and "coordinator" not in self.evaluate.on:
+            yield Fault(("guard",), 'needs held-out data: evaluate.on has no "coordinator"')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from storage.records import AssignmentState as A
 from storage.records import JobState, RoundRecord, RoundState
 from tests.plans import compile_case
 from tests.system.device import Update, frames_of, make_update
-from tests.zoo import ZOO
+from tests.zoo import ZOO, batch
 
 LEASE, DEADLINE = 30.0, 100.0
 JOB = """
@@ -135,10 +135,12 @@ class Rig:
 
     def __init__(self, folder: Path, database: Database, plan: CompiledPlan) -> None:
         self.plan, self.clock, self.folder = plan, JumpingClock(), folder
+        self.held_out: dict[str, str] = {}
         (folder / "spool").mkdir(exist_ok=True)
         self.world = World(
             database=database, blobs=BlobDirectory(folder / "blobs"), spool=folder / "spool",
-            clock=self.clock, attendance=Attendance(), held_out={}, threads=1, lease_seconds=LEASE,
+            clock=self.clock, attendance=Attendance(), held_out=self.held_out, threads=1,
+            lease_seconds=LEASE,
         )  # fmt: skip
         self.engine = Engine(self.world)
         self.uploads = Uploads(self.engine)
@@ -185,6 +187,16 @@ class Rig:
             if found:
                 return await self.round(reference, number)
             assert run is not None
+            await asyncio.wait_for(run.news_after(news), 20)
+
+    async def told(self, reference: str, text: str) -> None:
+        """Wait for an event of the job that says this."""
+        run = self.engine.runs[reference]
+        while True:
+            news = run.news
+            events = await self.world.database.read(lambda s: history.events(s, reference))
+            if any(text in one.message for one in events):
+                return
             await asyncio.wait_for(run.news_after(news), 20)
 
     async def stop(self) -> None:
@@ -242,6 +254,84 @@ async def test_a_round_closes_at_its_deadline_with_its_quorum(rig: Rig) -> None:
     assert rows["a"].weight == 1.0
     cancel = (await b.next("cancel")).cancel
     assert cancel.assignment_id == second.assignment_id
+
+
+async def test_an_upload_under_way_has_its_grace_and_no_more(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    job = await rig.submit(deadline_seconds="100\ngrace_seconds = 10")
+    await a.deliver(await a.assigned())
+    second = await b.assigned()
+    _keep_alive(rig, second, A.UPLOADING)
+    await rig.clock.jump(DEADLINE + 9)
+    assert (await rig.round(job, 1)).state is RoundState.OPEN
+    await b.deliver(second)
+    assert (await rig.ended(job, 1)).accepted == 2
+    _keep_alive(rig, await a.assigned(), A.UPLOADING)
+    _keep_alive(rig, await b.assigned(), A.UPLOADING)
+    await rig.clock.jump(DEADLINE + 10)
+    assert (await rig.ended(job, 2)).reason == (
+        "0 accepted at the deadline, fewer than the quorum of 1"
+    )
+
+
+async def test_a_round_without_its_quorum_is_extended_as_often_as_the_policy_says(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    policy = '2\nwithout_quorum = "extend"\nextensions = 2'
+    job = await rig.submit(quorum=policy, count="1")
+    await a.deliver(await a.assigned())
+    second = await b.assigned()
+    for number in (1, 2):
+        _keep_alive(rig, second)
+        await rig.clock.jump(DEADLINE)
+        await rig.told(job, f"extension {number} of 2")
+    await b.deliver(second)
+    ended = await rig.ended(job, 1)
+    assert (ended.state, ended.accepted) == (RoundState.COMMITTED, 2)
+
+
+async def test_a_model_without_a_finite_loss_is_not_committed_and_the_job_pauses(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.held_out["data"] = str(_held_out(tmp_path))
+    (a,) = await rig.attend("a")
+    job = await rig.submit(cohort="1", evaluate='{ on = ["coordinator"] }')
+    await a.deliver(await a.assigned(), make_update(rig.plan.manifest.layout, 1e30))
+    ended = await rig.ended(job, 1)
+    assert ended.state is RoundState.ABANDONED
+    assert ended.reason.startswith("the held-out loss of its model is ")
+    await rig.news(job, JobState.PAUSED)
+    record = await rig.world.database.read(lambda s: history.job(s, job))
+    assert record.latest_version == 0
+    assert "version 0 stays" in record.state_reason
+    assert not list((rig.folder / "blobs" / "temporary").iterdir())
+    await rig.engine.change(job, JobState.RUNNING, "resumed")
+    await a.deliver(await a.assigned())
+    assert (await rig.ended(job, 2)).state is RoundState.COMMITTED
+
+
+async def test_a_model_that_is_much_worse_is_not_committed(rig: Rig, tmp_path: Path) -> None:
+    rig.held_out["data"] = str(_held_out(tmp_path))
+    (a,) = await rig.attend("a")
+    guard = '{ on = ["coordinator"] }\nguard = { metric = "loss", tolerance = 0.5 }'
+    job = await rig.submit(cohort="1", evaluate=guard)
+    await a.deliver(await a.assigned())
+    assert (await rig.ended(job, 1)).state is RoundState.COMMITTED
+    await a.deliver(await a.assigned(), make_update(rig.plan.manifest.layout, 3.0))
+    ended = await rig.ended(job, 2)
+    assert ended.state is RoundState.ABANDONED
+    assert "worse than the best so far" in ended.reason
+    await rig.news(job, JobState.PAUSED)
+
+
+async def test_a_quorum_is_lowered_to_what_came(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    job = await rig.submit(quorum='2\nwithout_quorum = "lower"')
+    await a.deliver(await a.assigned())
+    _keep_alive(rig, await b.assigned())
+    await rig.clock.jump(DEADLINE)
+    ended = await rig.ended(job, 1)
+    assert (ended.state, ended.accepted, ended.quorum) == (RoundState.COMMITTED, 1, 1)
+    assert ended.reason.endswith("fewer than the quorum of 2, which is lowered")
 
 
 async def test_the_learning_rate_follows_the_schedule_by_version(
@@ -462,8 +552,16 @@ async def _unfinished(database: Database, job: str) -> RoundRecord:
     return found
 
 
-def _keep_alive(rig: Rig, assignment: pb.Assignment) -> None:
+def _keep_alive(rig: Rig, assignment: pb.Assignment, state: A | None = None) -> None:
     """Its client says Progress all the time: only the deadline ends its part."""
     for run in rig.engine.runs.values():
         if run.round and assignment.assignment_id in run.round.assignments:
-            run.round.assignments[assignment.assignment_id].lease_ends = np.inf
+            live = run.round.assignments[assignment.assignment_id]
+            live.lease_ends = np.inf
+            live.state = state or live.state
+
+
+def _held_out(folder: Path) -> Path:
+    path, examples = folder / "held-out.npz", batch(ZOO["mlp"], 16, 3)
+    np.savez(path, features=examples.inputs[0], label=examples.targets[0])
+    return path

@@ -1,11 +1,22 @@
 """When rounds open and close and jobs end: pure decisions with their reasons."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.engine.policy import Action, closing, opening, stopping
-from coordinator.jobs.job_spec import Rounds, Stop
+from coordinator.engine.policy import (
+    Action,
+    Closing,
+    Progress,
+    closing,
+    guarding,
+    opening,
+    stopping,
+)
+from coordinator.jobs.job_spec import Guard, Rounds, Stop
 
 POLICY = Rounds(count=3, cohort=4, quorum=3, over_selection=1.5, deadline_seconds=60.0)
 
@@ -42,18 +53,85 @@ def test_over_selection_is_not_rounded_up_by_binary_fractions():
     ],
 )
 def test_how_a_round_ends(accepted, pending, passed, action):
-    assert closing(POLICY, accepted, pending, passed).action is action
+    progress = Progress(accepted, pending, 0, 1.0 if passed else -1.0)
+    assert closing(POLICY, progress).action is action
 
 
-@given(st.integers(0, 9), st.integers(0, 9), st.booleans())
-def test_a_round_never_closes_below_its_quorum_nor_waits_for_nobody(accepted, pending, passed):
-    decision = closing(POLICY, accepted, pending, passed)
+@given(
+    st.builds(
+        Progress, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9),
+        st.floats(-100, 100), st.integers(0, 5),
+    ),
+    st.sampled_from(["abandon", "extend", "lower"]),
+    st.sampled_from([0.0, 30.0]),
+)  # fmt: skip
+def test_a_round_always_has_a_next_step_that_its_policy_allows(progress, without_quorum, grace):
+    progress = replace(progress, uploading=min(progress.uploading, progress.pending))
+    policy = replace(POLICY, without_quorum=without_quorum, grace_seconds=grace)
+    decision = closing(policy, progress)
     assert decision.reason
-    if decision.action is Action.CLOSE:
-        assert accepted >= POLICY.quorum
-    if decision.action is Action.WAIT:
-        assert pending > 0
-        assert not passed
+    match decision.action:
+        case Action.CLOSE:
+            assert progress.accepted >= (1 if without_quorum == "lower" else policy.quorum)
+        case Action.WAIT:
+            assert progress.pending > 0
+            assert progress.past < (grace if progress.uploading else 0)
+        case Action.EXTEND:
+            assert without_quorum == "extend"
+            assert progress.pending and progress.extensions < policy.extensions
+        case Action.ABANDON:
+            assert progress.accepted < policy.quorum
+
+
+@pytest.mark.parametrize(
+    ("policy", "progress", "action", "reason"),
+    [
+        ({"grace_seconds": 10.0}, Progress(3, 2, 1, 5.0), Action.WAIT,
+         "1 uploads are under way at the deadline"),
+        ({"grace_seconds": 10.0}, Progress(3, 2, 1, 10.0), Action.CLOSE,
+         "3 accepted at the deadline"),
+        ({"grace_seconds": 10.0}, Progress(3, 2, 0, 5.0), Action.CLOSE,
+         "3 accepted at the deadline"),
+        ({"without_quorum": "extend"}, Progress(1, 2, 0, 0.0, 1), Action.EXTEND,
+         "1 accepted at the deadline, fewer than the quorum of 3: extension 2 of 3"),
+        ({"without_quorum": "extend"}, Progress(1, 2, 0, 0.0, 3), Action.ABANDON,
+         "1 accepted at the deadline, fewer than the quorum of 3"),
+        ({"without_quorum": "extend"}, Progress(1, 0, 0, -9.0), Action.ABANDON,
+         "1 accepted and no more can come, fewer than the quorum of 3"),
+        ({"without_quorum": "lower"}, Progress(1, 2, 0, 0.0), Action.CLOSE,
+         "1 accepted at the deadline, fewer than the quorum of 3, which is lowered"),
+        ({"without_quorum": "lower"}, Progress(0, 2, 0, 0.0), Action.ABANDON,
+         "0 accepted at the deadline, fewer than the quorum of 3"),
+    ],
+)  # fmt: skip
+def test_what_a_policy_makes_of_a_deadline(policy, progress, action, reason):
+    assert closing(replace(POLICY, **policy), progress) == Closing(action, reason)
+
+
+GUARD = Guard(metric="accuracy", tolerance=0.05, mode="max")
+
+
+@pytest.mark.parametrize(
+    ("guard", "measured", "best", "reason"),
+    [
+        (None, {}, None, ""),
+        (None, {"loss": 7.0}, None, ""),
+        (None, {"loss": math.nan}, None, "the held-out loss of its model is nan"),
+        (GUARD, {"loss": math.inf, "accuracy": 1.0}, None, "the held-out loss of its model is inf"),
+        (GUARD, {"loss": 1.0, "accuracy": 0.2}, None, ""),
+        (GUARD, {"loss": 1.0, "accuracy": 0.76}, 0.8, ""),
+        (GUARD, {"loss": 1.0, "accuracy": 0.74}, 0.8,
+         "the held-out accuracy of its model is 0.74, worse than the best so far, 0.8, by more "
+         "than 0.05"),
+        (GUARD, {"loss": 1.0, "accuracy": math.nan}, 0.8,
+         "the held-out accuracy of its model is nan"),
+        (GUARD, {}, 0.8, ""),
+        (Guard(metric="loss", tolerance=0.5, mode="min"), {"loss": 2.0}, 1.0,
+         "the held-out loss of its model is 2, worse than the best so far, 1, by more than 0.5"),
+    ],
+)  # fmt: skip
+def test_what_a_new_version_must_not_lose(guard, measured, best, reason):
+    assert guarding(guard, measured, best) == reason
 
 
 ACCURACY = Stop(metric="accuracy", patience=2, minimum_change=0.01, mode="max")
