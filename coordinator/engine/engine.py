@@ -10,7 +10,7 @@ from coordinator.engine.recovery import recover_run
 from coordinator.engine.world import World
 from headwater.errors import HeadwaterError, NotFoundError, WorldError
 from storage import jobs as job_repository
-from storage.records import AssignmentState, JobRecord, JobState
+from storage.records import AssignmentFacts, AssignmentState, JobRecord, JobState
 from storage.transitions import UNFINISHED_JOBS
 
 _log = logging.getLogger("headwater.engine")
@@ -106,10 +106,15 @@ class Engine:
         self._loop.wake()
 
     async def end_assignment(
-        self, run: JobRun, live: LiveAssignment, state: AssignmentState, reason: str
+        self,
+        run: JobRun,
+        live: LiveAssignment,
+        state: AssignmentState,
+        reason: str,
+        facts: AssignmentFacts | None = None,
     ) -> None:
         """Write how an assignment ended without an update, and let the round decide anew."""
-        await self._loop.end_assignment(run, live, state, reason)
+        await self._loop.end_assignment(run, live, state, reason, facts)
 
     def _drive(self, run: JobRun) -> None:
         reference = run.record.reference

@@ -25,7 +25,7 @@ from headwater.errors import ConflictError, HeadwaterError, HeldError, WorldErro
 from storage import history
 from storage import jobs as job_repository
 from storage import rounds as round_repository
-from storage.records import AssignmentState, JobState, RoundPurpose, RoundState
+from storage.records import AssignmentFacts, AssignmentState, JobState, RoundPurpose, RoundState
 
 _log = logging.getLogger("headwater.engine")
 
@@ -224,7 +224,12 @@ class JobLoop:
             run.bar(live.instance_id, f"it fell silent: {reason}", self.world.clock)
 
     async def end_assignment(
-        self, run: JobRun, live: LiveAssignment, state: AssignmentState, reason: str
+        self,
+        run: JobRun,
+        live: LiveAssignment,
+        state: AssignmentState,
+        reason: str,
+        facts: AssignmentFacts | None = None,
     ) -> None:
         """Write how an assignment ended without an update, and let the round decide anew.
 
@@ -236,7 +241,7 @@ class JobLoop:
             state=state,
             reason=reason,
             now=self.world.clock.now(),
-            bytes_down=live.bytes_down,
+            **({"bytes_down": live.bytes_down} | (facts or AssignmentFacts())),
         )
         try:
             live.record = await self.world.database.write(write)

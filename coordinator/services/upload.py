@@ -59,14 +59,16 @@ class Upload:
         return self._received == len(self._blocks)
 
     def append(self, checksum: int, payload: bytes) -> None:
-        """Check one frame and put it behind the others."""
-        if self.complete:
-            raise UpdateError(f"the update has more than its {len(self._blocks)} blocks")
-        if zlib.crc32(payload) != checksum:
-            raise UpdateError(f"block {self._received} does not match its checksum")
+        """Check one frame and put it behind the others: one that is refused too, as evidence."""
         header = FRAME_HEADER.pack(len(payload), checksum)
-        self._take(self._blocks[self._received], header, payload)
-        durable_files.append(self._file, self.path, header, payload)
+        try:
+            if self.complete:
+                raise UpdateError(f"the update has more than its {len(self._blocks)} blocks")
+            if zlib.crc32(payload) != checksum:
+                raise UpdateError(f"block {self._received} does not match its checksum")
+            self._take(self._blocks[self._received], header, payload)
+        finally:
+            durable_files.append(self._file, self.path, header, payload)
 
     def finish(self) -> None:
         """Make the whole durable on disk, once its digest is what was announced."""

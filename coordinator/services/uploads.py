@@ -14,6 +14,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import is_digest
+from coordinator.services.quarantine import quarantine
 from coordinator.services.spool import upload_path
 from coordinator.services.upload import Upload
 from coordinator.services.upload_streams import Stream, UploadStreams
@@ -28,6 +29,7 @@ from headwater.updates import encoding_named, maximum_update_bytes
 from headwater.v1 import fleet_pb2
 from storage import rounds as round_repository
 from storage.records import (
+    AssignmentFacts,
     AssignmentRecord,
     AssignmentState,
     ReceiptRecord,
@@ -54,6 +56,9 @@ SECONDS_LIMIT = 10 * 365 * 86400.0
 METRICS_LIMIT = 64
 METRIC_LIMIT = 1e100
 """The largest size of a metric: sums of metrics times examples must stay finite."""
+
+QUARANTINE = "quarantine"
+"""The folder of refused updates, in the data directory."""
 
 TOO_LATE = "its round has what it needs, or is over"
 _WAIT_SECONDS = 0.2
@@ -180,10 +185,11 @@ class Uploads:
             if not upload.complete:
                 raise ConflictError(f"the upload broke off at byte {upload.offset_bytes}")
             await self._world.work(upload.finish)
+            check_norm(run, upload.norm)
             await self._world.work(self._world.blobs.adopt, upload.path, offer.digest)
         except UpdateError as error:
-            await self._world.work(upload.discard)
-            await self._reject(run, live, str(error))
+            evidence = await self._world.work(self._quarantine, live, upload, str(error))
+            await self._reject(run, live, str(error), evidence, upload.norm)
             raise
         except BaseException:
             with suppress(StorageError):  # the first failure is the one to tell
@@ -302,14 +308,36 @@ class Uploads:
         self._engine.wake()
         return _receipt(receipt)
 
-    async def _reject(self, run: JobRun, live: LiveAssignment, reason: str) -> None:
+    async def _reject(
+        self,
+        run: JobRun,
+        live: LiveAssignment,
+        reason: str,
+        evidence: str = "",
+        norm: float | None = None,
+    ) -> None:
         _log.warning(
-            "an update of client %s is rejected: %s",
+            "an update of client %s is rejected: %s%s",
             live.record.client_name,
             reason,
+            f" (kept as {evidence})" if evidence else "",
             extra={"job": run.record.reference, "client": live.record.client_name},
         )
-        await self._engine.end_assignment(run, live, AssignmentState.REJECTED, reason)
+        facts: AssignmentFacts = {} if norm is None else {"update_norm": norm}
+        if evidence:
+            facts["evidence"] = evidence
+        await self._engine.end_assignment(run, live, AssignmentState.REJECTED, reason, facts)
+
+    def _quarantine(self, live: LiveAssignment, upload: Upload, reason: str) -> str:
+        upload.pause()
+        return quarantine(
+            self._world.spool.parent / QUARANTINE,
+            upload.path,
+            assignment_id=live.record.id,
+            client=live.record.client_name,
+            reason=reason,
+            now=self._world.clock.now(),
+        )
 
     async def _note_late(self, record: AssignmentRecord) -> AssignmentRecord:
         def write(session: Session) -> AssignmentRecord:
@@ -346,6 +374,19 @@ def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
     if not 0 < request.size_bytes <= largest:
         return f"it has {request.size_bytes} bytes; an update of this plan has at most {largest}"
     return ""
+
+
+def check_norm(run: JobRun, norm: float) -> None:
+    """Refuse a change that is larger than the job allows.
+
+    Raises:
+        UpdateError: it is.
+    """
+    largest = run.spec.rounds.largest_norm
+    if largest is not None and not norm <= largest:
+        raise UpdateError(
+            f"its change has the norm {norm:.6g}; rounds.largest_norm allows {largest:g}"
+        )
 
 
 def wanted(run: JobRun, live: LiveAssignment) -> bool:

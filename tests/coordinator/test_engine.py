@@ -16,6 +16,7 @@ from coordinator.engine.policy import ABANDONED_IN_A_ROW
 from coordinator.engine.world import World
 from coordinator.services.submission import submit_job
 from coordinator.services.uploads import Uploads
+from headwater.errors import UpdateError
 from headwater.v1 import control_pb2
 from headwater.v1 import fleet_pb2 as pb
 from storage import history
@@ -392,6 +393,20 @@ async def test_below_the_quorum_a_round_is_abandoned_and_after_five_the_job_paus
     await rig.engine.change(job, JobState.RUNNING, "resumed")
     await a.deliver(await a.assigned())
     assert (await rig.ended(job, ABANDONED_IN_A_ROW + 1)).state is RoundState.COMMITTED
+
+
+async def test_a_change_that_is_too_large_is_rejected_with_its_norm(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    job = await rig.submit(quorum="1\nlargest_norm = 50")
+    await a.deliver(await a.assigned(), make_update(rig.plan.manifest.layout, 0.5))
+    with pytest.raises(
+        UpdateError, match=r"its change has the norm .*; rounds.largest_norm allows 50"
+    ):
+        await b.deliver(await b.assigned(), make_update(rig.plan.manifest.layout, 50.0))
+    rows = {one.client_name: one for one in (await rig.ended(job, 1)).assignments}
+    assert (rows["a"].state, rows["b"].state) == (A.ACCEPTED, A.REJECTED)
+    assert rows["b"].update_norm is not None and rows["b"].update_norm > 50
+    assert rows["b"].evidence == str(rig.folder / "quarantine" / f"{rows['b'].id}.update")
 
 
 async def test_an_update_that_was_damaged_on_disk_is_left_out_and_the_round_goes_on(

@@ -11,6 +11,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.rounds import live_round
 from coordinator.engine.world import World
+from coordinator.jobs.job_file import parse_job
 from coordinator.services.uploads import Uploads
 from headwater.errors import ConflictError, NotFoundError, UnavailableError
 from headwater.layout import Layout, Role, TensorSpec
@@ -20,6 +21,7 @@ from storage.database import Database
 from storage.records import AssignmentState, RoundPurpose, UpdateFacts
 from tests.storage.world import World as Rows
 from tests.system.device import Update, frames_of, make_update
+from tests.system.training import job_text
 
 LAYOUT = Layout(
     (
@@ -58,7 +60,8 @@ class Desk:
         self.record = rows.open_round(rows.job(), purpose=purpose)
         self.engine = Engine(world)
         job = rows.read(jobs.unfinished)[0]
-        self.run = JobRun(job, cast(Any, None), cast(Any, None))
+        spec = parse_job(job_text(), "job.toml")
+        self.run = JobRun(job, spec, cast(Any, None))
         self.run.__dict__["layout"] = LAYOUT
         self.run.round = live_round(world, self.record)
         self.engine.runs[self.run.record.reference] = self.run

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from coordinator.compiler.compiled_plan import CompiledPlan
 from headwater.errors import HeadwaterError
 from headwater.v1 import control_pb2
 from tests.system.fleet import Fleet
-from tests.system.processes import PATIENCE_SECONDS, Process
+from tests.system.processes import PATIENCE_SECONDS
 
 CLIENTS = ("ann", "bob")
 ROUNDS = 2
@@ -60,9 +59,9 @@ class FaultyFleet(Fleet):
         Raises:
             AssertionError: it does not end, or a program ends that was not killed.
         """
-        self._persist("coordinator", lambda: self.serve("--lease-seconds", "20"))
+        self._serve_again("--lease-seconds", "20")
         for name in CLIENTS:
-            self._persist(name, lambda name=name: self.client(name))  # type: ignore[misc]
+            self.start_client(name)
         job = self._submitted()
         end = time.monotonic() + PATIENCE_SECONDS
         while (state := self._look(job)) != "completed":
@@ -73,17 +72,16 @@ class FaultyFleet(Fleet):
         self._revive()
         return job
 
-    def _persist(self, name: str, start: Callable[[], Process]) -> None:
-        """Start a program again for as long as it dies while it starts."""
+    def _serve_again(self, *options: str) -> None:
+        """Start the coordinator, and again for as long as it is killed while it starts."""
         while True:
             try:
-                start()
+                self.serve(*options)
                 return
             except AssertionError:
-                killed = self._died(name)
-                if not killed:
+                if not self._died("coordinator"):
                     raise
-                self.restarts[name] += 1
+                self.restarts["coordinator"] += 1
 
     def _died(self, name: str) -> bool:
         """Whether a program was killed; any other end is a failure."""
@@ -95,11 +93,11 @@ class FaultyFleet(Fleet):
     def _revive(self) -> None:
         if self._died("coordinator"):
             self.restarts["coordinator"] += 1
-            self._persist("coordinator", self.serve)
+            self._serve_again()
         for name in CLIENTS:
             if self._died(name):
                 self.restarts[name] += 1
-                self._persist(name, lambda name=name: self.client(name))  # type: ignore[misc]
+                self.start_client(name)
 
     def _submitted(self) -> str:
         """Submit once: a coordinator that died may have the job already."""

@@ -255,7 +255,8 @@ NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit f
          '25: [rounds] stop.metric = "f1": one of loss, accuracy'),
         ("deadline_seconds", "deadline",
          '23: [rounds] deadline = 120: unknown key; did you mean "deadline_seconds"? allowed: '
-         "count, cohort, over_selection, quorum, deadline_seconds, grace_seconds, without_quorum, extensions, largest_norm, evaluate, stop, guard"),
+         "count, cohort, over_selection, quorum, deadline_seconds, grace_seconds, without_quorum, "
+         "extensions, largest_norm, evaluate, stop, guard"),
         ("[clients]", "[client]",
          '27: [client]: unknown key; did you mean "clients"? allowed: name, dataset, seed, model, '
          "train, rounds, clients"),

@@ -76,7 +76,13 @@ class Fleet:
 
     def client(self, name: str, *options: str, data: Path | str | None = None) -> Process:
         """A real client with a part of the data; wait until it attends."""
-        process = self._client(
+        process = self.start_client(name, *options, data=data)
+        process.wait_line("attending")
+        return process
+
+    def start_client(self, name: str, *options: str, data: Path | str | None = None) -> Process:
+        """A real client, which may not attend yet."""
+        return self._client(
             name,
             [
                 *self.program(name, "edge_client"),
@@ -86,8 +92,6 @@ class Fleet:
                 *("--data", f"clusters={self.part(name) if data is None else data}", *options),
             ],
         )
-        process.wait_line("attending")
-        return process
 
     def gated_client(self, name: str, gate: Path, at: str) -> Process:
         """A real client that stays at `at` (train or upload) while the file `gate` is there."""

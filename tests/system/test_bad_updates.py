@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from headwater.errors import ConflictError, HeadwaterError, NotFoundError, UpdateError, UsageError
+from headwater.updates import FRAME_HEADER
 from headwater.v1 import fleet_pb2 as pb
 from tests.system.device import Device, Update, frames_of
 from tests.system.fleet import Fleet
@@ -98,6 +99,10 @@ def _sent(update: Update, frames: list[pb.Frame] | None = None) -> tuple[Update,
     return update, frames_of(update) if frames is None else frames
 
 
+def _header_of(frame: pb.Frame) -> tuple[int, int]:
+    return len(frame.payload), frame.checksum
+
+
 def _longer(update: Update) -> Update:
     return Update((update.payloads[0] + bytes(4), *update.payloads[1:]))
 
@@ -141,6 +146,11 @@ def test_a_damaged_upload_is_rejected_and_the_round_goes_on(pair: Pair, case: st
     with pytest.raises(UpdateError, match=reason):
         pair.bad.submit(pair.bad_id, update, frames)
     pair.commit("rejected", reason)
+    kept = pair.fleet.data / "quarantine" / f"{pair.bad_id}.update"
+    assert kept.read_bytes().startswith(FRAME_HEADER.pack(*_header_of(frames[0])))
+    note = json.loads(kept.with_suffix(".json").read_text())
+    assert (note["client"], note["assignment_id"]) == ("bad", pair.bad_id)
+    assert reason in note["reason"]
 
 
 def test_a_payload_beyond_any_block_is_refused_by_the_transport(pair: Pair) -> None:
@@ -277,11 +287,15 @@ def test_a_round_whose_accepted_updates_are_all_unsound_is_abandoned(shared_flee
     shared_fleet.attending()
 
 
-def test_huge_finite_values_leave_json_that_programs_can_read(pair: Pair) -> None:
-    """A model that overflows when it is measured: NaN metrics are null in JSON."""
+def test_huge_finite_values_make_no_version(pair: Pair) -> None:
+    """A model that overflows when it is measured: its round is abandoned with the reason, the
+    version before stays, and the job pauses."""
     pair.bad.deliver(pair.bad_id, pair.bad.update(3e38), examples=1000)
     pair.good.deliver(pair.good_id)
-    pair.fleet.finish(pair.job)
+    pair.fleet.finish(pair.job, "paused")
+    job = pair.fleet.job(pair.job)
+    assert "the held-out loss of its model is nan; version 0 stays" in job.state_reason
+    assert len(pair.fleet.digests(pair.job)) == 1
     for listing in (("rounds", "show", pair.job, "1"), ("models", "list", pair.job)):
         text = pair.fleet.cli(*listing, "--json").out
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
