@@ -24,6 +24,9 @@ from headwater.sources import DataSource, open_source, parse_binding
 from storage.blob_directory import BlobDirectory
 from storage.database import open_database
 
+_SAME = "the same weights, bit for bit"
+_OTHER = "other weights than the committed ones"
+
 
 @click.command()
 @click.argument("job")
@@ -91,9 +94,9 @@ def replay(
 ) -> None:
     """Fold a committed training round again from its stored updates.
 
-    As it was, the weights must have the digest that the ledger has: exit code 0 when they do, 1
-    when not. With --without, --rule or --trim it shows what would have been, beside what was, and
-    changes nothing. A coordinator may run meanwhile.
+    The weights must have the digest that the database has for the round's version: the exit code is
+    0 when they do and 1 when not. With --without, --rule or --trim it shows what would have been
+    beside what was, and the exit code is 0. Nothing is changed, and the coordinator may run.
     """
     what_if = WhatIf(without, rule, trim)
     url = database or f"sqlite:///{directory.resolve() / 'headwater.db'}"
@@ -171,29 +174,27 @@ def _document(step: CommittedRound, what_if: WhatIf, done: Replayed) -> dict[str
 
 
 def _print(step: CommittedRound, what_if: WhatIf, done: Replayed) -> None:
-    own = step.spec.aggregation
-    changed = done.aggregation.chosen != own.chosen
-    is_equal = done.digest == step.version.weights_digest
+    own, committed = step.spec.aggregation, step.version.weights_digest
+    other = f", not {_rule(own)}" if done.aggregation.chosen != own.chosen else ""
+    unmeasured = f"not measured: --data {step.job.dataset}=PATH" if what_if else ""
     show.print_fields(
         (
-            (
-                "round",
-                f"{step.record.number} of {step.job.reference}, version {step.version.model}",
-            ),
-            ("rule", _rule(done.aggregation) + (f", not {_rule(own)}" if changed else "")),
+            ("round", f"{step.record.number} of {step.job.reference}"),
+            ("version", step.version.model),
+            ("rule", _rule(done.aggregation) + other),
+            ("updates", f"{len(done.shares)} of {len(step.folded)}"),
             ("without", ", ".join(sorted(set(what_if.without)))),
-            ("shares", ", ".join(f"{name} {share:.3f}" for name, share in done.shares.items())),
-            ("committed", step.version.weights_digest),
+            ("committed", committed),
             ("replayed", done.digest),
-            ("result", "the same weights, bit for bit" if is_equal else "other weights"),
+            ("result", _SAME if done.digest == committed else _OTHER),
+            ("held-out", "" if done.metrics else unmeasured),
         )
     )
-    if done.metrics_before or done.metrics:
+    if done.metrics:
         columns = (("held-out", "left"), ("committed", "right"), ("replayed", "right"))
-        names = sorted({*done.metrics_before, *done.metrics})
         rows = (
             (name, show.metric(done.metrics_before, name), show.metric(done.metrics, name))
-            for name in names
+            for name in sorted(done.metrics)
         )
         show.print_table(columns, rows, "")
 

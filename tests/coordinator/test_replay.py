@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -182,7 +183,7 @@ def test_the_digests_are_printed_and_other_weights_end_with_1(past, replay) -> N
     code, text = replay("1")
     assert code == 1
     assert text.count(past.version_digest) == 1
-    assert "other weights" in text
+    assert "other weights than the committed ones" in text
 
 
 def test_what_would_have_been_without_a_client(past, replay, tmp_path) -> None:
@@ -207,6 +208,8 @@ def test_what_would_have_been_without_a_client(past, replay, tmp_path) -> None:
     _, text = replay("1", "--without", "c", "--data", data)
     was, would_be = (found[key]["metrics"]["accuracy"] for key in ("committed", "replayed"))
     assert ["accuracy", f"{was:.4f}", f"{would_be:.4f}"] in map(str.split, text.splitlines())
+    assert re.search(r"^updates +2 of 3$", text, re.M)
+    assert "not measured: --data clusters=PATH" in replay("1", "--without", "c")[1]
 
 
 def test_what_another_rule_would_have_made(past, replay, tmp_path) -> None:
