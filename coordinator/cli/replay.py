@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -16,6 +15,7 @@ from coordinator.model_file import is_weights_file, write_model
 from coordinator.prediction_model import Origin
 from coordinator.replay.committed_round import CommittedRound, WhatIf, committed_round
 from coordinator.replay.refold import Replayed, replayed
+from headwater import durable_files
 from headwater.errors import UsageError
 from headwater.layout import Weights
 from headwater.plan import Plan
@@ -98,6 +98,8 @@ def replay(
     0 when they do and 1 when not. With --without, --rule or --trim it shows what would have been
     beside what was, and the exit code is 0. Nothing is changed, and the coordinator may run.
     """
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {output.parent}")
     what_if = WhatIf(without, rule, trim)
     url = database or f"sqlite:///{directory.resolve() / 'headwater.db'}"
     with open_database(url) as opened:
@@ -140,19 +142,11 @@ def _held_out(step: CommittedRound, plan: Plan, bindings: Mapping[str, str]) -> 
 
 
 def _write(path: Path, plan: Plan, weights: Weights, origin: Origin) -> None:
-    """Write the file under its name when it is whole."""
-    try:
-        with TemporaryDirectory(prefix=".headwater-replay-", dir=path.parent) as folder:
-            made = Path(folder) / "made"
-            with made.open("wb") as file:
-                if is_weights_file(plan.manifest):
-                    write_weights(file, plan.layout, weights)
-                else:
-                    tensors = plan.layout.unflatten(weights)
-                    write_model(file, "safetensors", plan, tensors, origin)
-            made.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+    with durable_files.new_file(path) as file:
+        if is_weights_file(plan.manifest):
+            write_weights(file, plan.layout, weights)
+        else:
+            write_model(file, "safetensors", plan, plan.layout.unflatten(weights), origin)
 
 
 def _document(step: CommittedRound, what_if: WhatIf, done: Replayed) -> dict[str, Any]:

@@ -280,7 +280,8 @@ def test_a_version_that_was_not_measured_is_measured_beside(make_past, replay) -
         (("1", "--data", "digits=x.npz"),
          "--data digits: job tiny is of the data set clusters: --data clusters=PATH"),
         (("1", "--data", "clusters=nowhere.npz"), "there is no such file or folder"),
-        (("1", "-o", "nowhere/x.safetensors"), "nowhere/x.safetensors: No such file or directory"),
+        (("1", "-o", "nowhere/x.safetensors"),
+         "--output nowhere/x.safetensors: there is no folder nowhere"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(past, replay, arguments, message) -> None:
