@@ -8,61 +8,47 @@ that the result is a function of the set of updates and of nothing else.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.aggregation.order import Contribution, canonical
+from coordinator.aggregation.order import Contribution
 from headwater.errors import UpdateError
-from headwater.layout import Layout, Weights
-from headwater.updates import Block, Section, blocks_of
 
 
-def fold(
-    base: Weights, contributions: Sequence[Contribution], layout: Layout, threads: int
-) -> Weights:
-    """The new weights: `base` plus the weighted mean of the changes.
+@dataclass(frozen=True)
+class WeightedMean:
+    """The rule `weighted_mean`; see `Rule`."""
 
-    Blocks are independent and each is written once, so `threads` changes the speed and no bit.
+    def refusal(self, updates: int) -> str:
+        """Nothing: a mean is one for any number of updates."""
+        return ""
 
-    Raises:
-        UpdateError: there is nothing to fold, or the weights do not sum to more than 0.
-    """
-    ordered = canonical(contributions)
-    total = sum(one.examples for one in ordered)
-    if not ordered or total <= 0:
-        raise UpdateError("there is no update with examples to fold")
-    result = Weights(np.empty_like(base.floats), base.integers.copy())
-    with ThreadPoolExecutor(threads, thread_name_prefix="fold") as pool:
-        folded = pool.map(
-            lambda item: fold_block(item[0], item[1], base, ordered, total, result),
-            enumerate(blocks_of(layout)),
-        )
-        for _ in folded:
-            pass
-    return result
+    def shares(self, examples: Sequence[int]) -> list[float]:
+        """Each update's part of all examples, of which there is at least one."""
+        total = sum(examples)
+        return [count / total for count in examples]
 
+    def change(
+        self, index: int, count: int, ordered: Sequence[Contribution]
+    ) -> NDArray[np.float64]:
+        """The mean of the changes, weighted by examples; see `Rule.change`."""
+        total = sum(one.examples for one in ordered)
+        if total <= 0:
+            raise UpdateError("there is no update with examples to fold")
+        mean = weighted_sum(index, count, ordered)
+        mean /= np.float64(total)
+        return mean
 
-def fold_block(
-    index: int,
-    block: Block,
-    base: Weights,
-    ordered: Sequence[Contribution],
-    total: int,
-    result: Weights,
-) -> None:
-    """Fold one block of all updates, in the order given, into its place in `result`."""
-    if block.section is Section.INTEGERS:
-        place = result.integers[block.place]
+    def integers(
+        self, index: int, base: NDArray[np.int64], ordered: Sequence[Contribution]
+    ) -> NDArray[np.int64]:
+        """The maximum of the base and all updates; see `Rule.integers`."""
+        largest = base.copy()
         for one in ordered:
-            np.maximum(place, one.update.integers(index), out=place)
-        return
-    mean = weighted_sum(index, block.count, ordered)
-    mean /= np.float64(total)
-    mean += base.floats[block.place]
-    with np.errstate(over="ignore"):  # an overflow shows as infinity, which the round refuses
-        result.floats[block.place] = mean
+            np.maximum(largest, one.update.integers(index), out=largest)
+        return largest
 
 
 def weighted_sum(index: int, count: int, ordered: Sequence[Contribution]) -> NDArray[np.float64]:

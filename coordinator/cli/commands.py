@@ -15,6 +15,7 @@ _COMMANDS = {
     "demo": "coordinator.cli.demo:demo",
     "jobs": "coordinator.cli.jobs:jobs",
     "models": "coordinator.cli.models:models",
+    "replay": "coordinator.cli.replay:replay",
     "rounds": "coordinator.cli.rounds:rounds",
     "serve": "coordinator.cli.serve:serve",
     "submit": "coordinator.cli.author:submit",

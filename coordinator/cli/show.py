@@ -78,6 +78,11 @@ def metric(metrics: Mapping[str, float], name: str) -> str:
     return number(metrics[name]) if name in metrics else ""
 
 
+def json_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Named values for JSON, which has no NaN and no infinity: they become null."""
+    return {name: _number(value) for name, value in metrics.items()}
+
+
 def metrics_text(metrics: Mapping[str, float]) -> str:
     """All metrics on one line."""
     return ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
@@ -110,7 +115,7 @@ def _value(message: Message, name: str) -> Any:
     if isinstance(value, Message):
         return plain(value)
     if isinstance(value, Mapping):
-        return {key: _number(one) for key, one in value.items()}
+        return json_numbers(value)
     if isinstance(value, str | int | float | bool):
         return _number(value)
     return [plain(one) if isinstance(one, Message) else one for one in value]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LIMIT_BYTES = 2 * 2**30
 """Of all entries together; those that were used longest ago go first."""
 
-_OF_NO_PLAN = ("dataset", "rounds", "clients")
+_OF_NO_PLAN = ("dataset", "rounds", "aggregation", "clients")
 """Tables of a job that no plan depends on."""
 
 _OWN_FOLDERS = [Path(__file__).parents[1], Path(sys.modules["headwater"].__path__[0])]

@@ -4,13 +4,14 @@ Everything here blocks and runs on a worker thread. It reads only what is on dis
 repeated after a crash and gives the same bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from coordinator.aggregation.order import Contribution
+from coordinator.aggregation.rule import Rule, fold
 from coordinator.aggregation.soundness import fault_of
-from coordinator.aggregation.weighted_mean import fold
 from coordinator.engine.live import JobRun
 from coordinator.engine.world import World
 from headwater.errors import UpdateError, UserError
@@ -19,6 +20,7 @@ from headwater.layout import Layout, Weights
 from headwater.safetensors import map_weights, weights_chunks, weights_size_bytes
 from headwater.sources import open_source
 from headwater.updates import StoredUpdate, encoding_named
+from storage.blob_directory import BlobDirectory
 from storage.records import (
     AssignmentRecord,
     AssignmentState,
@@ -30,15 +32,17 @@ from storage.records import (
 EVALUATION_BATCH = 256
 """Examples in a batch of held-out data."""
 
+_Attempt = Callable[[Sequence[Contribution]], tuple[Weights | None, str]]
+
 
 @dataclass(frozen=True)
 class Folded:
     """What a round produced: the weights, their file and its digest and size, and who took part.
 
     `temporary` is the synced file, which becomes a blob once its digest is pinned.
-    `shares` maps folded assignments to their part of the mean (sum 1), `unsound` those whose update
-    is left out to the reason. `fault` says why there is nothing to commit; only `unsound` has a
-    meaning then.
+    `shares` maps folded assignments to their weights (sum 1), `unsound` those whose update is left
+    out to the reason. `fault` says why there is nothing to commit; only `unsound` has a meaning
+    then.
     """
 
     weights: Weights | None = None
@@ -61,21 +65,24 @@ def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
     """
     accepted = [one for one in record.assignments if one.state is AssignmentState.ACCEPTED]
     base = map_weights(world.blobs.path(record.base_weights_digest), run.layout)
+    rule = run.spec.aggregation.chosen
+    attempt = partial(_attempt, rule, base, layout=run.layout, threads=world.threads)
     contributions, unsound = _opened(world, run, accepted)
-    weights, fault = _attempt(base, list(contributions.values()), run.layout, world.threads)
+    weights, fault = attempt(list(contributions.values()))
     if fault:
-        unsound |= _unsound(base, contributions, run.layout, world.threads)
+        unsound |= _unsound(attempt, contributions)
         sound = [one for at, one in contributions.items() if at not in unsound]
         if len(sound) < record.quorum:
             return Folded(unsound=unsound, fault=f"{fault}; {_too_few(len(sound), record.quorum)}")
-        weights, fault = _attempt(base, sound, run.layout, world.threads)
+        weights, fault = attempt(sound)
     elif len(contributions) < record.quorum:
         fault = _too_few(len(contributions), record.quorum)
     if weights is None or fault:
         return Folded(unsound=unsound, fault=fault)
     temporary, digest = world.blobs.prepare(weights_chunks(run.layout, weights))
-    examples = {one.id: one.examples or 0 for one in accepted if one.id not in unsound}
-    shares = {at: count / sum(examples.values()) for at, count in examples.items()}
+    kept = [one for one in accepted if one.id not in unsound]
+    weighed = rule.shares([one.examples or 0 for one in kept])
+    shares = {one.id: share for one, share in zip(kept, weighed, strict=True)}
     return Folded(weights, temporary, digest, shares, weights_size_bytes(run.layout), unsound)
 
 
@@ -86,35 +93,49 @@ def _opened(
     contributions: dict[int, Contribution] = {}
     unreadable: dict[int, str] = {}
     for one in accepted:
-        digest, encoding = one.update_digest or "", encoding_named(one.update_encoding or "")
         try:
-            update = StoredUpdate(world.blobs.path(digest), run.layout, encoding)
+            contributions[one.id] = contribution_of(world.blobs, run.layout, one)
         except (UpdateError, FileNotFoundError) as error:
             unreadable[one.id] = f"its stored update cannot be read: {error}"
-        else:
-            contributions[one.id] = Contribution(digest, one.examples or 0, update)
     return contributions, unreadable
 
 
+def contribution_of(
+    blobs: BlobDirectory, layout: Layout, assignment: AssignmentRecord
+) -> Contribution:
+    """The stored update of an accepted assignment.
+
+    Raises:
+        UpdateError: the file's frames are not those of an update of this layout.
+        FileNotFoundError: it is not there.
+    """
+    digest = assignment.update_digest or ""
+    encoding = encoding_named(assignment.update_encoding or "")
+    update = StoredUpdate(blobs.path(digest), layout, encoding)
+    return Contribution(digest, assignment.examples or 0, update)
+
+
 def _attempt(
-    base: Weights, contributions: Sequence[Contribution], layout: Layout, threads: int
+    rule: Rule,
+    base: Weights,
+    contributions: Sequence[Contribution],
+    layout: Layout,
+    threads: int,
 ) -> tuple[Weights | None, str]:
     """The fold of these updates, or why there is none."""
     try:
-        weights = fold(base, contributions, layout, threads)
+        weights = fold(rule, base, contributions, layout, threads)
     except UpdateError as error:
         return None, str(error)
     return weights, fault_of(weights, layout)
 
 
-def _unsound(
-    base: Weights, contributions: Mapping[int, Contribution], layout: Layout, threads: int
-) -> dict[int, str]:
+def _unsound(attempt: _Attempt, contributions: Mapping[int, Contribution]) -> dict[int, str]:
     """The updates that alone make unsound weights, with the reason.
 
-    A mean of updates that are sound one by one is sound: variances above zero have such a mean.
+    Updates that are sound one by one are sound together, as every `Rule` promises.
     """
-    faults = {at: _attempt(base, [one], layout, threads)[1] for at, one in contributions.items()}
+    faults = {at: attempt([one])[1] for at, one in contributions.items()}
     return {at: f"its update is unsound: {fault}" for at, fault in faults.items() if fault}
 
 

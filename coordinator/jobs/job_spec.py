@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from coordinator.aggregation.rule import Rule
+from coordinator.aggregation.rules import RULES
 from coordinator.jobs.builder import Fault, build
 from coordinator.jobs.key import Pattern, key
 from coordinator.jobs.tensor import TENSOR_NAME, Tensor, signatures
@@ -305,6 +307,41 @@ class Rounds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Aggregation:
+    """How a round's updates become one model."""
+
+    rule: str = key(
+        "The mean weighted by examples, or a robust rule in which each client counts once.",
+        value="weighted_mean",
+        choices=tuple(RULES),
+    )
+    trim: float | None = key(
+        "For trimmed_mean: the share of the updates that is cut at each end, in each coordinate.",
+        value=None,
+        above=0,
+        below=0.5,
+        default="0.1",
+    )
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong between the keys."""
+        if self.trim is not None and "trim" not in RULES[self.rule].settings:
+            yield Fault(("trim",), f"only for trimmed_mean; the rule is {self.rule}")
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The settings of this rule, with the defaults filled in."""
+        defaults = RULES[self.rule].settings
+        given = {name: getattr(self, name) for name in defaults}
+        return {**defaults, **{name: value for name, value in given.items() if value is not None}}
+
+    @property
+    def chosen(self) -> Rule:
+        """The rule itself."""
+        return RULES[self.rule].make(**self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clients:
     """Which clients may take part."""
 
@@ -328,6 +365,7 @@ class JobSpec:
     model: Model = key("What is trained.")
     train: Train = key("What a client does in one round.")
     rounds: Rounds = key("How many rounds there are, who takes part and when one closes.")
+    aggregation: Aggregation = key("How a round's updates become one model.", factory=Aggregation)
     clients: Clients = key("Which clients may take part.", factory=Clients)
 
     def faults(self) -> Iterator[Fault]:
@@ -341,6 +379,9 @@ class JobSpec:
         measured = ("loss", *map(metric_name, self.model.metrics))
         if stop is not None and stop.metric not in measured:
             yield Fault(("rounds", "stop", "metric"), f"one of {', '.join(measured)}")
+        # A larger cohort loses more: what suits the quorum suits every round that commits.
+        if refusal := self.aggregation.chosen.refusal(self.rounds.quorum):
+            yield Fault(("aggregation", "trim"), f"{refusal} (as rounds.quorum)")
 
     def to_dict(self) -> dict[str, Any]:
         """The job as JSON-able values; keys that are not set are left out."""

@@ -86,7 +86,7 @@ class Layout:
 
     @cached_property
     def integer_buffers(self) -> tuple[TensorSpec, ...]:
-        """Integer buffers, in vector order; folded by maximum, never averaged."""
+        """Integer buffers, in vector order; never averaged, whatever the rule."""
         return self._sorted(Role.AVERAGED_BUFFER, "int64")
 
     @cached_property

@@ -1,7 +1,7 @@
 """How an update is written: blocks, each in a frame with its checksum.
 
 An update is the change of the trainable tensors and of the floating buffers, and the new value of
-the integer buffers (which are folded by maximum, so a change would say nothing). The three sections
+the integer buffers (which are never averaged, so a change would say nothing). The three sections
 are cut into blocks of `BLOCK_ELEMENTS`; no block spans two sections, so that only trainable values
 ever meet a lossy encoding. The stored form is one frame for each block:
 

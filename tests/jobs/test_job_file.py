@@ -5,6 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.aggregation.order_statistics import Median, TrimmedMean
+from coordinator.aggregation.rule import Rule
+from coordinator.aggregation.weighted_mean import WeightedMean
 from coordinator.jobs.job_file import parse_job, read_job
 from coordinator.jobs.job_spec import (
     Clients,
@@ -121,6 +124,21 @@ def test_defaults(job: str) -> None:
     assert spec.clients.where == ""
 
 
+@pytest.mark.parametrize(
+    ("table", "rule"),
+    [
+        ("", WeightedMean()),
+        ('rule = "weighted_mean"', WeightedMean()),
+        ('rule = "median"', Median()),
+        ('rule = "trimmed_mean"\ntrim = 0.34', TrimmedMean(0.34)),
+    ],
+)
+def test_the_rule_of_aggregation(job: str, table: str, rule: Rule) -> None:
+    spec = parse_job(f"{job}\n[aggregation]\n{table}", "job.toml")
+    assert spec.aggregation.chosen == rule
+    assert JobSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
 def test_it_survives_json(job: str) -> None:
     spec = parse_job(job, "job.toml")
     assert JobSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
@@ -228,6 +246,11 @@ TENSOR = 'input = { shape = [3, 32, 32], dtype = "float32" }'
 NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit first and last"
 
 
+def _aggregated(keys: str) -> tuple[str, str]:
+    """The job file with a table `[aggregation]` on line 27."""
+    return "[clients]", f"[aggregation]\n{keys}\n[clients]"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -259,7 +282,7 @@ NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit f
          "extensions, largest_norm, evaluate, stop, guard"),
         ("[clients]", "[client]",
          '27: [client]: unknown key; did you mean "clients"? allowed: name, dataset, seed, model, '
-         "train, rounds, clients"),
+         "train, rounds, aggregation, clients"),
         ("seed = 1", "seed = -1", f"3: seed = -1: at least 0 and at most {2**63 - 1}"),
         ('"cifar10-lenet"', '"CIFAR 10"', f'1: name = "CIFAR 10": {NAME_RULE}'),
         ('"model:Net"', '"model.Net"',
@@ -373,6 +396,22 @@ NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, a letter or digit f
          '5: [model]: several inputs or targets are named "y": each needs its own'),
         ('"reset"', '"forget"',
          '16: [train] optimizer_state = "forget": one of "reset", "keep"'),
+        (*_aggregated('rule = "mean"'),
+         '28: [aggregation] rule = "mean": one of "weighted_mean", "median", "trimmed_mean"'),
+        (*_aggregated('rule = "median"\ntrim = 0.2'),
+         "29: [aggregation] trim = 0.2: only for trimmed_mean; the rule is median"),
+        (*_aggregated("trim = 0.2"),
+         "28: [aggregation] trim = 0.2: only for trimmed_mean; the rule is weighted_mean"),
+        (*_aggregated('rule = "trimmed_mean"\ntrim = 0.5'),
+         "29: [aggregation] trim = 0.5: above 0 and below 0.5"),
+        (*_aggregated('rule = "trimmed_mean"\ntrim = 0'),
+         "29: [aggregation] trim = 0: above 0 and below 0.5"),
+        (*_aggregated('rule = "trimmed_mean"\ntrim = 0.3'),
+         "29: [aggregation] trim = 0.3: 0.3 of 3 updates cuts none: take a larger trim, or at "
+         "least 4 updates (as rounds.quorum)"),
+        (*_aggregated('rule = "trimmed_mean"'),
+         "27: [aggregation] trim: 0.1 of 3 updates cuts none: take a larger trim, or at least 10 "
+         "updates (as rounds.quorum)"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_reported_with_its_line(job: str, old: str, new: str, message: str) -> None:

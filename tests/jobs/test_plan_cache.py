@@ -15,6 +15,7 @@ from coordinator.author import compile_job
 from coordinator.compiler import compile as compiler
 from coordinator.compiler.plan_cache import PlanCache
 from coordinator.jobs.job_file import read_job
+from coordinator.jobs.job_spec import Aggregation
 from tests.jobs.test_author import JOB, MODEL
 from tests.plans import compiled
 
@@ -90,6 +91,7 @@ def test_hits_and_misses(job: Path, compiles: list[str], tmp_path: Path) -> None
     # what only the coordinator reads, and a file that nothing of the author's opens
     (job.parent / "notes.txt").write_text("x")
     assert digest(job, cache, dataset="other", rounds=replace(spec.rounds, count=9)) == first
+    assert digest(job, cache, aggregation=Aggregation(rule="median")) == first
     assert len(compiles) == len(changes)
 
 
