@@ -1,7 +1,9 @@
 """`headwater compile` and `headwater submit`: from a job file to a running job."""
 
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -11,11 +13,12 @@ from coordinator.cli import show
 from coordinator.cli.explain import print_explanation
 from coordinator.cli.options import coordinator_option, json_option
 from coordinator.cli.rounds import ROUND_COLUMNS, round_row
+from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.compiler.plan_cache import PlanCache, default_folder
 from coordinator.control_client import ControlClient
 from coordinator.explanation import explain
 from headwater.errors import UnavailableError, UsageError
-from headwater.plan import Plan, ReadablePlan
+from headwater.plan import MANIFEST, Plan, ReadablePlan
 from headwater.v1 import control_pb2
 
 _JOB_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -60,7 +63,9 @@ def compile_command(
             raise UsageError(f"{job_file} is compiled already: only --explain takes a .plan file")
         plan = Plan.open(job_file)
     else:
-        plan = compile_job(job_file, output, progress=_progress, cache=_cache(use_cache))
+        if output is not None:
+            _check_output(output)
+        plan = _compiled(job_file, output, use_cache)
     manifest = plan.manifest
     tables = explain(plan) if explained else {}
     if as_json:
@@ -87,8 +92,24 @@ def compile_command(
         print_explanation(tables)
 
 
-def _cache(use: bool) -> PlanCache | None:
-    return PlanCache(default_folder()) if use else None
+def _check_output(path: Path) -> None:
+    """Refuse to write over what is no plan, before the work is done.
+
+    Raises:
+        UsageError: it has another ending, or is a folder with other files.
+    """
+    is_file = path.suffix in (".plan", ".zip")
+    if (path.is_dir() is is_file and path.exists()) or (path.suffix and not is_file):
+        raise UsageError(f"-o {path}: name a file that ends in .plan, such as {path.stem}.plan")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists():
+        raise UsageError(f"-o {path}: this folder has other files: name a .plan file")
+
+
+def _compiled(job_file: Path, output: Path | None, use_cache: bool) -> CompiledPlan:
+    """Compile; what the author's code prints is no part of what this command prints."""
+    cache = PlanCache(default_folder()) if use_cache else None
+    with redirect_stdout(sys.stderr):
+        return compile_job(job_file, output, progress=_progress, cache=cache)
 
 
 @click.command()
@@ -102,8 +123,9 @@ def submit(job_file: Path, follow: bool, use_cache: bool, coordinator: str, as_j
 
     With --follow the exit code is 1 when the job fails, is cancelled or is paused.
     """
-    plan = compile_job(job_file, progress=_progress, cache=_cache(use_cache))
     with ControlClient(coordinator) as control:
+        control.list_jobs()  # a coordinator that is not there is told before the work is done
+        plan = _compiled(job_file, None, use_cache)
         job = control.submit(job_file, plan)
         if as_json and not follow:
             show.print_json(job)
@@ -117,6 +139,18 @@ def submit(job_file: Path, follow: bool, use_cache: bool, coordinator: str, as_j
 
 def follow_job(control: ControlClient, reference: str, *, as_json: bool) -> control_pb2.Job:
     """Print a job's rounds as they end, one a line; the job as it stands at the end."""
+    try:
+        return _followed(control, reference, as_json)
+    except KeyboardInterrupt:
+        click.echo(
+            f"job {reference} goes on: headwater jobs show {reference}, "
+            f"headwater jobs cancel {reference}",
+            err=True,
+        )
+        raise
+
+
+def _followed(control: ControlClient, reference: str, as_json: bool) -> control_pb2.Job:
     job = control_pb2.Job()
     if not as_json:
         click.echo("  ".join(heading for heading, _ in ROUND_COLUMNS))

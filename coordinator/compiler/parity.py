@@ -305,12 +305,17 @@ class _Double(TorchFunctionMode):
         """Run a function with its float32 arguments exchanged."""
         if func is torch.Tensor.float:
             func = torch.Tensor.double
-        kwargs = {name: _doubled_dtype(value) for name, value in (kwargs or {}).items()}
-        return func(*map(_doubled_dtype, args), **kwargs)
+        kwargs = {name: _doubled_argument(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_doubled_argument, args), **kwargs)
 
 
-def _doubled_dtype(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
+def _doubled_argument(value: Any) -> Any:
+    """float64 for float32; a tensor that the author keeps in an attribute is no parameter."""
+    if value is torch.float32:
+        return torch.float64
+    if type(value) is Tensor and value.dtype == torch.float32 and not value.requires_grad:
+        return value.double()
+    return value
 
 
 def _groups(found: Arrays) -> dict[str, Arrays]:

@@ -141,6 +141,11 @@ def model_state(recipe: Recipe) -> ModelState:
         values[f"p.{name}"] = _copied(buffer)
         roles[f"p.{name}"] = Role.AVERAGED_BUFFER
     if Role.TRAINABLE not in roles.values():
+        if not any(True for _ in recipe.model.parameters()):
+            raise CompileError(
+                "the model has no parameters: layers in a plain list or dict are not seen, "
+                "nn.ModuleList and nn.ModuleDict hold them"
+            )
         raise CompileError("the model has no parameter to train (requires_grad is off for all)")
     return ModelState(values, roles, frozenset(_variances(recipe.model)))
 

@@ -42,6 +42,9 @@ from storage.records import (
 PIN_HOLDER = "coordinator"
 """Who pins weights between their writing and the commit that refers to them."""
 
+TOLD = 3
+"""How many of the clients that cannot take part are named beside what a job waits for."""
+
 _log = logging.getLogger("headwater.round")
 
 
@@ -73,7 +76,7 @@ async def open_round(
     seen = survey(world, run, busy)
     await _note_ineligible(world, run, seen.reasons, busy)
     if not seen.decision.offers:
-        await wait_for(run, seen.decision.reason)
+        await wait_for(run, f"{seen.decision.reason}{_left_out(seen)}")
         return False
     number = run.record.last_round_number + 1
     chosen = select(seen.eligible, seen.decision.offers, run.record.seed, number)
@@ -98,6 +101,16 @@ async def open_round(
     _log.info("round opened: %s", _opened(run, purpose, seen.decision.reason), extra=_fields(run))
     await run.announce()
     return True
+
+
+def _left_out(seen: Survey) -> str:
+    """Why some of those who attend cannot take part, for the operator who waits."""
+    told = [f"{one.name}: {seen.reasons[one.client_id]}" for one in seen.everyone
+            if seen.reasons[one.client_id]]  # fmt: skip
+    if not told:
+        return ""
+    more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
+    return f" ({'; '.join(told[:TOLD])}{more})"
 
 
 def _opened(run: JobRun, purpose: RoundPurpose, reason: str) -> str:

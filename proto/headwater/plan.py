@@ -203,7 +203,9 @@ def _zip_reader(path: Path) -> Callable[[str], bytes]:
         except OSError as error:
             raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
         except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
-            raise PlanError(f"{path}: is damaged or not a plan: {error}") from error
+            raise PlanError(
+                f"{path}: is damaged or not a plan ({error}): compile or copy it again"
+            ) from error
 
     return read
 

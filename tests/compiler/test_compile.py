@@ -266,6 +266,35 @@ def test_padding_leaves_the_batch_size_open(layer: nn.Module) -> None:
         assert found.shape == (count, 5)
 
 
+def test_layers_in_a_plain_list_are_not_seen() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = [nn.Linear(20, 5)]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers[0](x)
+
+    with pytest.raises(CompileError, match=r"has no parameters: .* nn.ModuleList"):
+        compile_features(Plain())
+
+
+def test_a_tensor_in_an_attribute_multiplies() -> None:
+    """It is no parameter, so the gate's run in float64 meets it in float32."""
+
+    class Rotated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(20, 5)
+            self.basis = torch.linspace(-1, 1, 400).reshape(20, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x @ self.basis)
+
+    plan = compile_features(Rotated())
+    assert plan.manifest.layout.trainable_count == 105
+
+
 def test_a_model_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(CompileError, match="no parameter to train"):
         compile_features(nn.Linear(20, 5).requires_grad_(False))

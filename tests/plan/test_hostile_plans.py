@@ -495,7 +495,7 @@ def test_an_encrypted_file_is_refused(whole: bytes, tmp_path: Path) -> None:
         data[entry + 8] |= 1
         entry = data.find(b"PK\x01\x02", entry + 1)
     (tmp_path / "bad.plan").write_bytes(data)
-    with pytest.raises(PlanError, match=r"damaged or not a plan: .*encrypted"):
+    with pytest.raises(PlanError, match=r"damaged or not a plan \(.*encrypted"):
         Plan.open(tmp_path / "bad.plan")
 
 

@@ -1,5 +1,6 @@
 """`submit --follow`: what an author sees of a job, to its end."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,15 @@ def test_an_author_follows_a_job_across_a_restart_of_the_coordinator(
     assert author.end() == 0, author.text
     assert author.text.count("committed") >= 3
     assert "job tiny is completed" in author.text
+
+
+def test_ctrl_c_ends_the_following_and_says_that_the_job_goes_on(
+    fleet: Fleet, author: Process, gate: Path
+) -> None:
+    assert author.stop(signal.SIGINT) == 130
+    assert "job tiny goes on: headwater jobs show tiny, headwater jobs cancel tiny" in author.text
+    gate.unlink()
+    fleet.finish("tiny")
 
 
 def test_the_round_that_was_open_when_the_job_was_paused_is_still_told(

@@ -25,10 +25,10 @@ def refused(done: Output, *words: str) -> None:
 FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown key": (
         job_text().replace("batch_size = 8", "batch_sise = 8"),
-        ("job.toml:14:", "batch_sise", "batch_size"),
+        ("job.toml:15:", "batch_sise", "batch_size"),
     ),
-    "wrong type": (job_text(count="many"), ("job.toml:16:", "count")),
-    "quorum above cohort": (job_text(quorum=9), ("job.toml:18:", "at most the cohort (2)")),
+    "wrong type": (job_text(count="many"), ("job.toml:17:", "count")),
+    "quorum above cohort": (job_text(quorum=9), ("job.toml:19:", "at most the cohort (2)")),
     "no TOML": ("name = \n", ("job.toml:1:", "not valid TOML")),
 }
 
@@ -44,6 +44,31 @@ def test_a_wrong_job_file(shared_fleet: Fleet, tmp_path: Path, case: str) -> Non
     assert not (tmp_path / "out.plan").exists()
     refused(shared_fleet.cli("submit", str(path), code=2), *words)
     assert shared_fleet.json("jobs", "list") == []
+
+
+@pytest.mark.parametrize("name", ["other", "model.py", "notes.txt", "folder.plan"])
+def test_a_plan_is_not_written_over_what_is_none(tmp_path: Path, name: str) -> None:
+    """`-o` with a folder of other files, another ending, or a folder for a file."""
+    path = write_job(tmp_path / "job")
+    for folder in ("other", "folder.plan"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "weights.safetensors").write_text("mine")
+    (tmp_path / "model.py").write_text("mine")
+    refused(run("compile", str(path), "-o", str(tmp_path / name)), name, ".plan")
+    assert (tmp_path / "other" / "weights.safetensors").read_text() == "mine"
+    assert (tmp_path / "model.py").read_text() == "mine"
+
+
+def test_what_the_author_prints_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    model = tmp_path / "model.py"
+    model.write_text(model.read_text().replace(
+        "super().__init__(", "print('hello from the model')\n        super().__init__(", 1
+    ))  # fmt: skip
+    done = run("compile", str(path), "--no-cache", "--json")
+    assert done.code == 0, done
+    assert "digest" in json.loads(done.out)
+    assert "hello from the model" in done.err
 
 
 @pytest.mark.parametrize(
