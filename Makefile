@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test zoo check lint types proto proto-check clean
+.PHONY: help setup demo test zoo chaos check lint types proto proto-check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ zoo: setup  ## Measure every whole model into docs/plan.md, then run every parit
 	$(BIN)/python -m tests.parity.tables docs/plan.md
 	$(BIN)/python -m benchmarks.plan --write docs/plan.md
 	HEADWATER_ZOO=1 $(BIN)/python -m pytest tests/parity tests/models
+
+chaos: setup  ## Kill coordinator and client at every step of a real job, and write the table of docs/reliability.md
+	$(BIN)/python -m tests.faults.sweep --write docs/reliability.md
 
 check: setup lint types proto-check  ## Lint, format, types, and that the generated code is fresh
 
