@@ -18,6 +18,7 @@ from storage.records import (
     RoundRecord,
     UpdateFacts,
 )
+from tests.storage.stored_history import Author
 from tests.storage.world import START, World
 
 
@@ -207,3 +208,63 @@ def test_a_pin_taken_again_is_as_young_as_that(world: World) -> None:
         world.write(partial(blobs.pin, digest=digest, holder="submission", now=since))
     before = START + timedelta(minutes=30)
     assert world.write(partial(blobs.expire_pins, holder="submission", before=before)) == 0
+
+
+POLICIES = {"all": 4, "last 3 rounds": 3, "last 1 round": 1, "none": 0, None: 2}
+
+
+def kept_rounds(world: World, store: BlobDirectory, reference: str) -> list[int]:
+    """The rounds of which an update is still there."""
+    listed = world.read(partial(history.rounds, reference=reference))
+    read = partial(history.round, reference=reference)
+    whole = [world.read(partial(read, number=one.number)) for one in listed]
+    return [
+        step.number
+        for step in whole
+        if any(store.exists(row.update_digest or "0" * 64) for row in step.assignments)
+    ]
+
+
+def test_each_job_keeps_what_its_file_says(world: World, store: BlobDirectory) -> None:
+    author = Author(world, store)
+    for name in ("a", "b"):
+        world.client(name)
+    for at, policy in enumerate(POLICIES):
+        said = {} if policy is None else {"updates": policy}
+        made = author.job(f"job-{at}", {"retention": said})
+        for number in range(1, 5):
+            author.train(made, number)
+    run(world, store, keep=2)
+    for at, count in enumerate(POLICIES.values()):
+        assert kept_rounds(world, store, f"job-{at}") == list(range(5 - count, 5)), at
+
+
+def test_without_a_default_only_jobs_that_say_so_lose_updates(
+    world: World, store: BlobDirectory
+) -> None:
+    author = Author(world, store)
+    for name in ("a", "b"):
+        world.client(name)
+    for name, spec in (("silent", {}), ("told", {"retention": {"updates": "none"}})):
+        author.train(author.job(name, spec), 1)
+    report = collect.collect(world.database, store, now=world.now, keep_update_rounds=None)
+    assert report.updates_released == 2
+    assert kept_rounds(world, store, "silent") == [1]
+    assert kept_rounds(world, store, "told") == []
+
+
+@pytest.mark.parametrize("ends", ["open", "closing"])
+def test_none_keeps_the_updates_of_a_round_that_has_not_ended(
+    world: World, store: BlobDirectory, ends: str
+) -> None:
+    author = Author(world, store)
+    for name in ("a", "b"):
+        world.client(name)
+    made = author.job("told", {"retention": {"updates": "none"}})
+    author.train(made, 1)
+    step = author.open(made, 2)
+    author.accept(step, 0)
+    if ends == "closing":
+        world.close(step)
+    run(world, store, hours=2, keep=0)
+    assert kept_rounds(world, store, "told") == [2]
