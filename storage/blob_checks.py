@@ -3,19 +3,21 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from headwater.errors import StorageError
 from storage.blob_directory import BlobStore
+from storage.database import Database
 from storage.findings import Finding
 from storage.records import AssignmentState
 from storage.schema import Assignment, Blob, Job, ModelVersion, Plan, PlanMember, Round
 
 CHUNK_BYTES = 2**20
 
-_KEPT = (
+KEPT = (
     Assignment.state == AssignmentState.ACCEPTED,
     Assignment.update_digest.is_not(None),
     Assignment.update_collected.is_(False),
@@ -77,7 +79,7 @@ def references(session: Session) -> Iterator[Reference]:
         .join(Round, Round.id == Assignment.round_id)
         .join(Job, Job.id == Round.job_id)
         .outerjoin(Blob, Blob.digest == Assignment.update_digest)
-        .where(*_KEPT)
+        .where(*KEPT)
         .order_by(Assignment.id)
     )
     for row, job, number, purpose, size_bytes in session.execute(updates):
@@ -93,14 +95,33 @@ def references(session: Session) -> Iterator[Reference]:
         )
 
 
+def needed_blobs(session: Session) -> dict[str, Reference]:
+    """Each blob that must be in the store, with the first row that needs it, in a stable order."""
+    needed: dict[str, Reference] = {}
+    for reference in references(session):
+        needed.setdefault(reference.digest, reference)
+    return needed
+
+
 def still_needed(session: Session, digest: str) -> bool:
     """Whether a plan, a version or a kept update needs this blob."""
     users = or_(
         exists().where(PlanMember.blob_digest == digest),
         exists().where(ModelVersion.weights_digest == digest),
-        exists().where(Assignment.update_digest == digest, *_KEPT),
+        exists().where(Assignment.update_digest == digest, *KEPT),
     )
     return bool(session.scalar(select(users)))
+
+
+def missing_blobs(database: Database, store: BlobStore) -> list[Reference]:
+    """The needed blobs that the store does not have; blocking, and safe beside a coordinator.
+
+    Raises:
+        StorageError: the database cannot be read.
+    """
+    needed = database.read_now(needed_blobs).values()
+    absent = [one for one in needed if not store.exists(one.digest)]
+    return [one for one in absent if database.read_now(partial(still_needed, digest=one.digest))]
 
 
 def row_fault(reference: Reference) -> str:

@@ -10,11 +10,12 @@ removes it.
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from headwater.errors import StorageError
 from storage.blob_directory import BlobStore
 from storage.blobs import is_referenced, references
 from storage.database import Database
@@ -38,7 +39,8 @@ def collect(
     ledger keeps the digests of the others.
 
     Raises:
-        StorageError: the database or the store failed; what was removed until then stays removed.
+        StorageError: the database or the store failed, or they do not belong together; what was
+            removed until then stays removed.
     """
     released = database.write_now(lambda s: release_updates(s, keep_update_rounds))
     removed = list(_remove_unreferenced(database, store))
@@ -70,9 +72,29 @@ def _remove_rows(session: Session, *, store: BlobStore, digests: Sequence[str]) 
 
 def _remove_strays(database: Database, store: BlobStore, before: datetime) -> int:
     """Remove old files without a row, and return how many."""
+    strays = _old_strays(database, store, before)
+    first = next(strays, None)
+    if first is None:
+        return 0
+    _check_belonging(database, store)
     return sum(
         database.write_now(partial(_remove_files, store=store, digests=batch, before=before))
-        for batch in _batches(_old_strays(database, store, before))
+        for batch in _batches(chain([first], strays))
+    )
+
+
+def _check_belonging(database: Database, store: BlobStore) -> None:
+    """Refuse to take a whole store for strays: it is another database's.
+
+    Raises:
+        StorageError: the database has no row for any file of the store, and refers to none.
+    """
+    for batch in _batches(store.digests(), 256):
+        if database.read_now(partial(_knows_any, digests=batch)):
+            return
+    raise StorageError(
+        "the database knows none of the blobs in the data directory, which belong to another "
+        "one: no file was removed; use the database that was used with this directory before"
     )
 
 
@@ -91,6 +113,11 @@ def _remove_files(
     for digest in strays:
         store.delete(digest)
     return len(strays)
+
+
+def _knows_any(session: Session, *, digests: Sequence[str]) -> bool:
+    known = _known(session, digests=digests)
+    return bool(known) or any(is_referenced(session, digest=digest) for digest in digests)
 
 
 def _known(session: Session, *, digests: Sequence[str]) -> set[str]:

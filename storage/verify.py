@@ -14,7 +14,14 @@ from itertools import islice
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from storage.blob_checks import Reference, file_fault, references, row_fault, still_needed
+from storage.blob_checks import (
+    Reference,
+    file_fault,
+    needed_blobs,
+    references,
+    row_fault,
+    still_needed,
+)
 from storage.blob_directory import BlobStore
 from storage.database import Database
 from storage.findings import Finding, Place
@@ -57,23 +64,24 @@ def verify(database: Database, store: BlobStore, *, quick: bool = False) -> Veri
 
 def _rows(session: Session) -> tuple[Verification, list[Reference]]:
     """Everything that one snapshot tells, and each blob that it needs once."""
-    findings = list(_history_findings(session))
-    needed: dict[str, Reference] = {}
-    for reference in references(session):
-        if fault := row_fault(reference):
-            findings.append(reference.finding("blob rows", fault))
-        if reference.size_bytes is not None:
-            needed.setdefault(reference.digest, reference)
+    findings = [*_history_findings(session), *_blob_row_findings(session)]
+    registered = [one for one in needed_blobs(session).values() if one.size_bytes is not None]
     report = Verification(
         jobs=_count(session, Job),
         versions=_count(session, ModelVersion),
         rounds=_count(session, Round),
         assignments=_count(session, Assignment),
-        blobs=len(needed),
-        bytes=sum(one.size_bytes or 0 for one in needed.values()),
+        blobs=len(registered),
+        bytes=sum(one.size_bytes or 0 for one in registered),
         findings=findings,
     )
-    return report, list(needed.values())
+    return report, registered
+
+
+def _blob_row_findings(session: Session) -> Iterator[Finding]:
+    for reference in references(session):
+        if fault := row_fault(reference):
+            yield reference.finding("blob rows", fault)
 
 
 def _count(session: Session, table: type[Base]) -> int:

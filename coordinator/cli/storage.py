@@ -3,17 +3,30 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from coordinator.cli import show
 from coordinator.cli.options import Command, json_option
-from headwater.errors import UsageError
+from headwater.errors import StorageError, UsageError
+from storage.blob_checks import missing_blobs
 from storage.blob_directory import BlobDirectory
-from storage.database import Database, open_database
+from storage.collect import collect as collect_garbage
+from storage.database import Database, open_database, shown
+from storage.usage import Amount, KeptUpdates, Usage, usage
 from storage.verify import Verification
 from storage.verify import verify as verify_storage
+
+_AMOUNTS = (("what", "left"), ("files", "right"), ("size", "right"))
+_KEPT = (
+    ("job", "left"),
+    ("keeps updates of", "left"),
+    ("rounds", "right"),
+    ("updates", "right"),
+    ("size", "right"),
+)
 
 
 @click.group()
@@ -94,3 +107,68 @@ def _seen(report: Verification, *, quick: bool) -> str:
     )
     wrong = len(report.findings)
     return f"{seen}: {f'{wrong} findings' if wrong else 'nothing wrong'}"
+
+
+@storage.command()
+@stored
+def status(directory: Path, database: str | None, as_json: bool) -> None:
+    """Show what takes how much of the disk, and whose updates are kept."""
+    with opened(directory, database) as (held, blobs):
+        found = usage(held, blobs, directory)
+    if as_json:
+        show.print_json(asdict(found))
+        return
+    show.print_table(_AMOUNTS, _amounts(found), "nothing")
+    show.print_fields(
+        (("database", show.size(found.database_bytes)), ("free disk", show.size(found.free_bytes)))
+    )
+    show.print_table(_KEPT, map(_kept_row, found.kept), "no update is kept")
+
+
+def _amounts(found: Usage) -> Iterator[tuple[str, int, str]]:
+    amounts: dict[str, Amount] = {
+        **found.blobs,
+        "unreferenced": found.unreferenced,
+        "temporary": found.temporary,
+        "parts of uploads": found.spool,
+    }
+    for name, amount in amounts.items():
+        yield name, amount.count, show.size(amount.bytes)
+
+
+def _kept_row(kept: KeptUpdates) -> tuple[object, ...]:
+    policy = kept.policy or "as the coordinator says"
+    return kept.job, policy, kept.rounds, kept.updates.count, show.size(kept.updates.bytes)
+
+
+@storage.command()
+@click.option(
+    "--keep-update-rounds",
+    type=click.IntRange(0),
+    help="For jobs whose file says nothing of retention; all their updates are kept by default.",
+)
+@stored
+def collect(
+    keep_update_rounds: int | None, directory: Path, database: str | None, as_json: bool
+) -> None:
+    """Remove now what nothing needs any more; the coordinator does so by itself while it runs.
+
+    It may run beside the coordinator: a file goes in the same database write that finds it free.
+    """
+    with opened(directory, database) as (held, blobs):
+        if missing := missing_blobs(held, blobs):
+            raise StorageError(
+                f"{len(missing)} blobs that {shown(database or 'the database')} needs are missing "
+                f"from {blobs.root}, so it may be another's directory: nothing was removed; "
+                "`headwater storage verify --quick` names them"
+            )
+        report = collect_garbage(
+            held, blobs, now=datetime.now(UTC), keep_update_rounds=keep_update_rounds
+        )
+    if as_json:
+        show.print_json(asdict(report))
+        return
+    click.echo(
+        f"{report.updates_released} updates are kept no longer; removed {report.blobs_removed} "
+        f"blobs of {show.size(report.bytes_removed)}, and {report.strays_removed} stray files"
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
+from headwater.errors import StorageError
 from storage import blobs, collect, history, rounds
 from storage.blob_directory import BlobDirectory
 from storage.records import (
@@ -137,7 +138,9 @@ def test_an_update_being_uploaded_is_kept_from_its_offer_on(
 def test_strays_go_when_they_are_old_and_nobody_pins_them(
     world: World, store: BlobDirectory
 ) -> None:
-    pinned, stray = store.write(b"pinned"), store.write(b"stray")
+    known, pinned, stray = (store.write(text) for text in (b"known", b"pinned", b"stray"))
+    world.write(lambda s: blobs.register(s, digest=known, size_bytes=5, kind="k", now=START))
+    world.write(lambda s: blobs.pin(s, digest=known, holder="job", now=START))
     (store.root / "temporary" / "torn.part").write_bytes(b"torn")
     world.write(lambda s: blobs.pin(s, digest=pinned, holder="upload 1", now=START))
     assert run(world, store) == CollectionReport(0, 0, 0, 0)
@@ -145,6 +148,15 @@ def test_strays_go_when_they_are_old_and_nobody_pins_them(
     assert store.exists(pinned) and not store.exists(stray)
     world.write(lambda s: blobs.unpin(s, digest=pinned, holder="upload 1"))
     assert run(world, store, hours=2).strays_removed == 1
+
+
+def test_the_blobs_of_another_database_are_no_strays(world: World, store: BlobDirectory) -> None:
+    """A wrong --database must not empty the data directory."""
+    world.write(lambda s: blobs.register(s, digest="0" * 64, size_bytes=1, kind="k", now=START))
+    others = [store.write(text) for text in (b"one", b"two")]
+    with pytest.raises(StorageError, match="knows none of the blobs in the data directory"):
+        run(world, store, hours=2)
+    assert all(map(store.exists, others))
 
 
 def test_a_writer_that_comes_between_is_safe(
