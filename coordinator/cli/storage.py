@@ -1,7 +1,6 @@
 """`headwater storage`: a coordinator's data directory and database, checked, measured and kept."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,12 +8,12 @@ from pathlib import Path
 import click
 
 from coordinator.cli import show
-from coordinator.cli.options import Command, json_option
-from headwater.errors import StorageError, UsageError
+from coordinator.cli.data_place import opened, stored
+from headwater.errors import StorageError
+from storage.backup import back_up
 from storage.blob_checks import missing_blobs
-from storage.blob_directory import BlobDirectory
 from storage.collect import collect as collect_garbage
-from storage.database import Database, open_database, shown
+from storage.database import shown
 from storage.usage import Amount, KeptUpdates, Usage, usage
 from storage.verify import Verification
 from storage.verify import verify as verify_storage
@@ -38,46 +37,6 @@ def storage() -> None:
     """
 
 
-def stored(command: Command) -> Command:
-    """Add --data-directory, --database and --json to a command."""
-    directory = click.option(
-        "--data-directory",
-        "directory",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=Path("headwater-data"),
-        show_default=True,
-        envvar="HEADWATER_DATA_DIRECTORY",
-        show_envvar=True,
-        help="The coordinator's data directory.",
-    )
-    database = click.option(
-        "--database",
-        metavar="URL",
-        envvar="HEADWATER_DATABASE",
-        show_envvar=True,
-        help="The coordinator's database; SQLite in the data directory by default.",
-    )
-    return directory(database(json_option(command)))
-
-
-@contextmanager
-def opened(directory: Path, url: str | None) -> Iterator[tuple[Database, BlobDirectory]]:
-    """The database and the blobs of a data directory.
-
-    Raises:
-        UsageError: it is no data directory.
-        SchemaVersionError, StorageError: the database.
-    """
-    blobs = directory / "blobs"
-    if not blobs.is_dir():
-        raise UsageError(
-            f"{directory} is no coordinator's data directory (it has no folder blobs): name it "
-            "with --data-directory"
-        )
-    with open_database(url or f"sqlite:///{directory.resolve() / 'headwater.db'}") as database:
-        yield database, BlobDirectory(blobs)
-
-
 @storage.command()
 @click.option("--quick", is_flag=True, help="Look at the blobs' sizes; do not read their bytes.")
 @stored
@@ -89,24 +48,23 @@ def verify(quick: bool, directory: Path, database: str | None, as_json: bool) ->
     """
     with opened(directory, database) as (held, blobs):
         report = verify_storage(held, blobs, quick=quick)
+    return _told(report, as_json=as_json, note=" (sizes only)" if quick else "")
+
+
+def _told(report: Verification, *, as_json: bool, note: str = "") -> int:
+    """Print each finding and what was looked at; the exit code."""
     if as_json:
         show.print_json(asdict(report))
-    else:
-        for finding in report.findings:
-            click.echo(show.printable(str(finding)))
-        click.echo(_seen(report, quick=quick))
-    return 1 if report.findings else 0
-
-
-def _seen(report: Verification, *, quick: bool) -> str:
-    """`2 jobs, 6 rounds, …: nothing wrong`."""
-    seen = (
-        f"{report.jobs} jobs, {report.rounds} rounds, {report.assignments} assignments, "
+        return 1 if report.findings else 0
+    for finding in report.findings:
+        click.echo(show.printable(str(finding)))
+    result = f"{len(report.findings)} findings" if report.findings else "nothing wrong"
+    click.echo(
+        f"{report.rounds} rounds of {report.jobs} jobs, {report.assignments} assignments, "
         f"{report.versions} model versions, {report.blobs} blobs of {show.size(report.bytes)}"
-        f"{' (sizes only)' if quick else ''}"
+        f"{note}: {result}"
     )
-    wrong = len(report.findings)
-    return f"{seen}: {f'{wrong} findings' if wrong else 'nothing wrong'}"
+    return 1 if report.findings else 0
 
 
 @storage.command()
@@ -172,3 +130,18 @@ def collect(
         f"{report.updates_released} updates are kept no longer; removed {report.blobs_removed} "
         f"blobs of {show.size(report.bytes_removed)}, and {report.strays_removed} stray files"
     )
+
+
+@storage.command()
+@click.argument("destination", type=click.Path(path_type=Path))
+@stored
+def backup(destination: Path, directory: Path, database: str | None, as_json: bool) -> int:
+    """Make a backup in the new folder DESTINATION, and verify it.
+
+    The coordinator may run meanwhile. A backup is a data directory with an SQLite database, also
+    of PostgreSQL: to restore it, copy it and start a coordinator on the copy. Exit code 1, with a
+    line for each thing, when the backup is kept and something in it is wrong.
+    """
+    with opened(directory, database) as (held, blobs):
+        report = back_up(held, blobs, destination.resolve())
+    return _told(report, as_json=as_json, note=f" in {destination}")

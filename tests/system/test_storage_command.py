@@ -1,12 +1,17 @@
 """`headwater storage` beside a running coordinator and after it."""
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.system.fleet import Fleet, FleetFactory
+from tests.postgresql import PostgresqlServer
+from tests.system.fleet import FleetFactory
 from tests.system.processes import Output, eventually, run
+from tests.system.test_full_disk import fill, small_disk
 
 
 def storage(data: Path, command: str, *options: str, code: int = 0) -> Output:
@@ -22,36 +27,92 @@ def refused(done: Output, *words: str) -> None:
     assert all(word in done.err for word in words), done.err
 
 
-@pytest.fixture
-def busy(new_fleet: FleetFactory) -> tuple[Fleet, str]:
-    """Two real clients in a job that lasts as long as the test."""
-    fleet = new_fleet()
-    fleet.serve()
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_database(request: pytest.FixtureRequest) -> Callable[[], tuple[str, ...]]:
+    """Options that name a new database: none for SQLite in the data directory."""
+    if request.param == "sqlite":
+        return lambda: ()
+    server: PostgresqlServer = request.getfixturevalue("postgresql_server")
+    return lambda: ("--database", server.create_database())
+
+
+def test_beside_a_running_coordinator(
+    new_fleet: FleetFactory, new_database: Callable[[], tuple[str, ...]]
+) -> None:
+    """Verify, status and collect while rounds commit: nothing is ever wrong, and nothing that the
+    job needs is removed."""
+    fleet, database = new_fleet(), new_database()
+    fleet.serve(*database)
     fleet.client("ada")
     fleet.client("bob")
     job = fleet.submit(count=100_000)
     eventually(lambda: len(fleet.rounds(job)) > 3, "some rounds")
-    return fleet, job
-
-
-def test_beside_a_running_coordinator(busy: tuple[Fleet, str]) -> None:
-    """Verify, status and collect while rounds commit: nothing is ever wrong, and nothing that the
-    job needs is removed."""
-    fleet, job = busy
     for _ in range(3):
         before = len(fleet.rounds(job))
-        assert "nothing wrong" in storage(fleet.data, "verify").out
-        storage(fleet.data, "collect", "--keep-update-rounds", "0")
+        assert "nothing wrong" in storage(fleet.data, "verify", *database).out
+        removed = storage(fleet.data, "collect", "--keep-update-rounds", "0", *database).out
+        assert re.match("[1-9][0-9]* updates are kept no longer; removed [1-9]", removed), removed
         eventually(lambda n=before: len(fleet.rounds(job)) > n, "a further round")  # type: ignore[misc]
-    seen = json.loads(storage(fleet.data, "status", "--json").out)
+    seen = json.loads(storage(fleet.data, "status", "--json", *database).out)
     assert seen["blobs"]["weights"]["count"] >= 4
     assert [one["job"] for one in seen["kept"]] == [job]
-    shown = storage(fleet.data, "status").out
+    shown = storage(fleet.data, "status", *database).out
     assert "free disk" in shown and "as the coordinator says" in shown
     assert {one.state for one in fleet.rounds(job)[:-1]} == {"committed"}
     assert fleet.serving.stop() == 0
     assert "Traceback" not in fleet.serving.text
-    assert "nothing wrong" in storage(fleet.data, "verify").out
+    assert "nothing wrong" in storage(fleet.data, "verify", *database).out
+
+
+def test_a_backup_of_a_running_coordinator_is_restored(
+    new_fleet: FleetFactory, new_database: Callable[[], tuple[str, ...]], tmp_path: Path
+) -> None:
+    """A backup in the middle of a round is sound, and a coordinator that starts on it finishes the
+    job with the same clients, to the same weights, without asking for the held update again."""
+    fleet, place, gate = new_fleet(), tmp_path / "backups" / "monday", tmp_path / "gate"
+    database = new_database()
+    fleet.serve("--lease-seconds", "20", *database)
+    fleet.client("fast")
+    fleet.gated_client("gated", gate, "train")
+    fleet.finish(fleet.submit(count=2))
+    gate.touch()
+    job = fleet.submit(count=3)
+    accepted = fleet.wait_row(job, "fast", "accepted")
+    assert "nothing wrong" in storage(fleet.data, f"backup {place}", *database).out
+    seen = storage(place, "verify").out
+    assert seen.startswith("4 rounds of 2 jobs") and "nothing wrong" in seen
+    gate.unlink()
+    fleet.finish(job)
+    digests = fleet.digests(job)
+    fleet.serving.kill()
+    shutil.rmtree(fleet.data)
+    shutil.copytree(place, fleet.data)
+    if database:
+        database = new_database()
+        copied = run("db", "copy", f"sqlite:///{place / 'headwater.db'}", database[1])
+        assert copied.code == 0, copied
+    fleet.serve("--lease-seconds", "20", *database)
+    assert "1 updates held, 1 awaited" in fleet.serving.text
+    fleet.finish(job)
+    row = fleet.ledger(job)["fast"]
+    assert (row.assignment_id, row.ended_at) == (accepted.assignment_id, accepted.ended_at)
+    assert fleet.digests(job) == digests
+    fleet.serving.stop()
+    assert "nothing wrong" in storage(fleet.data, "verify", *database).out
+
+
+def test_a_backup_to_a_full_disk(new_fleet: FleetFactory, tmp_path: Path) -> None:
+    """One line, nothing left, and the same command works once there is space."""
+    fleet = new_fleet()
+    fleet.serve()
+    with small_disk(tmp_path / "disk", 4) as disk:
+        ballast = fill(disk)
+        done = storage(fleet.data, f"backup {disk / 'backup'}", code=3)
+        refused(done, "no space is left", str(disk))
+        ballast.unlink()
+        storage(fleet.data, f"backup {disk / 'backup'}")
+        again = storage(fleet.data, f"backup {disk / 'backup'}", code=2)
+        refused(again, "backup is not empty: name a new folder")
 
 
 def test_what_is_wrong_is_told_line_by_line(new_fleet: FleetFactory) -> None:
