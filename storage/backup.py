@@ -5,7 +5,6 @@ between; a newer snapshot then no longer needs it, because collection writes tha
 the file. The snapshot gets its name last, so that a backup with a database is a whole one.
 """
 
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterable
@@ -64,7 +63,7 @@ def _gather(database: Database, store: BlobDirectory, copies: BlobDirectory, pat
     """
     absent: set[str] = set()
     for _ in range(MAXIMUM_SNAPSHOTS):
-        path.unlink(missing_ok=True)
+        durable_files.remove(path)
         take_snapshot(database, path)
         with open_database(f"sqlite:///{path}") as snapshot:
             needed = snapshot.read_now(needed_blobs)
@@ -113,7 +112,7 @@ def _copied(digest: str, store: BlobDirectory, copies: BlobDirectory) -> bool:
     path = copies.path(digest)
     durable_files.make_folder(path.parent)
     try:
-        os.link(store.path(digest), path)
+        durable_files.link(store.path(digest), path)
     except FileNotFoundError:
         return False
     except OSError:  # another file system, or one without links
@@ -145,4 +144,4 @@ def _empty(destination: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            durable_files.remove(path)
