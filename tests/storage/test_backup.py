@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from headwater import durable_files
+from headwater import durable_files, steps
 from headwater.errors import ConflictError, DiskFullError, UsageError
 from storage import backup
 from storage.backup import back_up
@@ -150,6 +150,30 @@ def test_a_destination_that_is_not_empty(
     assert back_up(world.database, store, place).findings == []
 
 
+def test_a_backup_has_its_database_only_when_all_else_is_durable(
+    world: World, store: BlobDirectory, made: StoredHistory, place: Path
+) -> None:
+    """A kill or a power cut leaves a folder without a database, or a whole backup."""
+    database = place / "headwater.db"
+    passed: list[tuple[str, object]] = []
+
+    def look(step: str, subject: object) -> None:
+        if ("rename", database) not in passed:
+            assert not database.exists()
+        passed.append((step, subject))
+
+    with steps.observed(look):
+        back_up(world.database, store, place)
+    assert database.exists()
+    named = passed.index(("rename", database))
+    assert passed[named + 1 :] == [("sync folder", place)]
+    assert ("sync", place / "headwater.db.part") in passed[:named]
+    for digest in kept(place):
+        path = BlobDirectory(place / "blobs").path(digest)
+        linked = passed.index(("link", path))
+        assert ("sync folder", path.parent) in passed[linked:named]
+
+
 def test_a_backup_that_fails_leaves_nothing(
     world: World,
     store: BlobDirectory,
@@ -180,7 +204,12 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_a_copy_has_every_row_and_goes_on_from_there(
     world: World, store: BlobDirectory, made: StoredHistory, target: str
 ) -> None:
-    world.write(lambda s: s.execute(text("UPDATE metrics SET value = NULL WHERE id = 1")))
+    for change in (
+        "UPDATE metrics SET value = NULL WHERE id = 1",
+        # PostgreSQL lists an updated row last: the first version, whose children come before it.
+        "UPDATE model_versions SET size_bytes = size_bytes WHERE id = 1",
+    ):
+        world.write(lambda s, d=change: s.execute(text(d)))  # type: ignore[misc]
     count = copy_database(world.database, target)
     before = world.read(rows)
     assert count == sum(map(len, before.values()))

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 
-from storage import blobs
+from storage import blob_checks, blobs
 from storage.blob_checks import missing_blobs
 from storage.blob_directory import BlobDirectory
+from storage.collect import collect
 from storage.usage import Amount, KeptUpdates, usage
 from tests.storage.stored_history import Author, make_history
 from tests.storage.world import START, World
@@ -65,3 +67,20 @@ def test_missing_blobs_are_listed_once(world: World, store: BlobDirectory) -> No
     store.delete(made.plan_member)  # both jobs' plan
     missing = [one.digest for one in missing_blobs(world.database, store)]
     assert missing == [made.plan_member, made.weights]
+
+
+def test_updates_that_are_collected_meanwhile_are_not_missing(
+    world: World, store: BlobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the rows were read, and before the files are looked at."""
+    made = make_history(world, store)
+    read = blob_checks.needed_blobs
+
+    def then_collect(session: Session) -> object:
+        needed = read(session)
+        collect(world.database, store, now=START, keep_update_rounds=0)
+        return needed
+
+    monkeypatch.setattr(blob_checks, "needed_blobs", then_collect)
+    assert blob_checks.missing_blobs(world.database, store) == []
+    assert not store.exists(made.update)
