@@ -22,6 +22,11 @@ def storage(data: Path, command: str, *options: str, code: int = 0) -> Output:
     return done
 
 
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Every file with its bytes, and every folder."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
 def refused(done: Output, *words: str) -> None:
     assert len(done.err.strip().splitlines()) == 1, done.err
     assert all(word in done.err for word in words), done.err
@@ -129,7 +134,9 @@ def test_what_is_wrong_is_told_line_by_line(new_fleet: FleetFactory) -> None:
     (blobs / second[:2] / second).unlink()
     damaged = blobs / first[:2] / first
     damaged.write_bytes(b"\0" * damaged.stat().st_size)
+    before = contents(fleet.data)
     lines = storage(fleet.data, "verify", code=1).out.splitlines()
+    assert contents(fleet.data) == before
     assert len(lines) == 3
     assert any(f"blob {first}: " in line and "is damaged" in line for line in lines)
     assert any(line.startswith(f"job {job}, blob {second}: the weights of") for line in lines)
