@@ -46,13 +46,14 @@ class Usage:
     """What lies where. `blobs` are those that something refers to, by what they were kept as.
 
     `unreferenced` and old `temporary` files go with the next collection; `spool` holds the parts
-    of uploads that are under way or can be resumed.
+    of uploads that are under way or can be resumed, `quarantine` the updates that were refused.
     """
 
     blobs: dict[str, Amount]
     unreferenced: Amount
     temporary: Amount
     spool: Amount
+    quarantine: Amount
     database_bytes: int
     free_bytes: int
     kept: list[KeptUpdates]
@@ -72,6 +73,7 @@ def usage(database: Database, store: BlobDirectory, directory: Path) -> Usage:
         unreferenced=Amount(unreferenced.count + strays.count, unreferenced.bytes + strays.bytes),
         temporary=_amount((store.root / "temporary").iterdir()),
         spool=_amount((directory / "spool").glob("*.part")),
+        quarantine=_amount((directory / "quarantine").glob("*.update")),
         database_bytes=database.read_now(_database_bytes),
         free_bytes=shutil.disk_usage(directory).free,
         kept=database.read_now(_kept),

@@ -89,6 +89,7 @@ def _amounts(found: Usage) -> Iterator[tuple[str, int, str]]:
         "unreferenced": found.unreferenced,
         "temporary": found.temporary,
         "parts of uploads": found.spool,
+        "refused updates": found.quarantine,
     }
     for name, amount in amounts.items():
         yield name, amount.count, show.size(amount.bytes)

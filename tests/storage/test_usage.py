@@ -28,6 +28,9 @@ def test_every_file_is_counted_under_what_it_is_for(
     (store.root / "temporary" / "torn.part").write_bytes(b"torn!!")
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "7-x.part").write_bytes(b"half")
+    (tmp_path / "quarantine").mkdir()
+    (tmp_path / "quarantine" / "7.update").write_bytes(b"refused")
+    (tmp_path / "quarantine" / "7.json").write_bytes(b"{}")
     found = usage(world.database, store, tmp_path)
     updates = [f"update digits {n}" for n in ("1 0", "1 1", "2 0", "2 1", "3 0", "4 0")]
     updates += [f"update letters 1 {at}" for at in (0, 1)]
@@ -39,6 +42,7 @@ def test_every_file_is_counted_under_what_it_is_for(
     assert found.unreferenced == Amount(2, len("free") + len("stray"))
     assert found.temporary == Amount(1, 6)
     assert found.spool == Amount(1, 4)
+    assert found.quarantine == Amount(1, 7)
     assert found.database_bytes > 10_000
     assert found.free_bytes > 0
     assert store.exists(stray)
