@@ -10,17 +10,18 @@ removes it.
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from headwater.errors import StorageError
 from storage.blob_directory import BlobStore
 from storage.blobs import is_referenced, references
 from storage.database import Database
-from storage.records import CollectionReport, RoundPurpose
-from storage.schema import Assignment, Blob, Job, Round
-from storage.transitions import UNFINISHED_ROUNDS
+from storage.records import CollectionReport
+from storage.retention import release_updates
+from storage.schema import Blob
 
 STRAY_GRACE = timedelta(hours=1)
 """How old a file without a row must be: longer than any write between its file and its row."""
@@ -29,17 +30,19 @@ BATCH = 16
 
 
 def collect(
-    database: Database, store: BlobStore, *, now: datetime, keep_update_rounds: int = 2
+    database: Database, store: BlobStore, *, now: datetime, keep_update_rounds: int | None = 2
 ) -> CollectionReport:
     """Remove what nothing needs; blocking, and safe beside running jobs.
 
-    Each job keeps the updates of its last `keep_update_rounds` training rounds and of any that has
-    not ended; the ledger keeps the digests of the others.
+    Each job keeps the updates of as many of its last training rounds as its job file says, or
+    `keep_update_rounds` (None: all) where it says nothing, and of any round that has not ended; the
+    ledger keeps the digests of the others.
 
     Raises:
-        StorageError: the database or the store failed; what was removed until then stays removed.
+        StorageError: the database or the store failed, or they do not belong together; what was
+            removed until then stays removed.
     """
-    released = database.write_now(lambda s: _release_updates(s, keep_update_rounds))
+    released = database.write_now(lambda s: release_updates(s, keep_update_rounds))
     removed = list(_remove_unreferenced(database, store))
     strays = _remove_strays(database, store, now - STRAY_GRACE)
     return CollectionReport(
@@ -48,26 +51,6 @@ def collect(
         bytes_removed=sum(removed),
         strays_removed=strays + store.remove_temporary(now - STRAY_GRACE),
     )
-
-
-def _release_updates(session: Session, keep_update_rounds: int) -> int:
-    """Let go of the updates of old rounds, and return how many."""
-    old = (
-        select(Round.id)
-        .join(Job, Job.id == Round.job_id)
-        .where(
-            Round.purpose == RoundPurpose.TRAIN,
-            Round.number <= Job.last_round_number - keep_update_rounds,
-            Round.state.not_in(UNFINISHED_ROUNDS),
-        )
-    )
-    change = (
-        update(Assignment)
-        .where(Assignment.round_id.in_(old))
-        .where(Assignment.update_digest.is_not(None), Assignment.update_collected.is_(False))
-        .values(update_collected=True)
-    )
-    return session.connection().execute(change).rowcount
 
 
 def _remove_unreferenced(database: Database, store: BlobStore) -> Iterator[int]:
@@ -89,9 +72,29 @@ def _remove_rows(session: Session, *, store: BlobStore, digests: Sequence[str]) 
 
 def _remove_strays(database: Database, store: BlobStore, before: datetime) -> int:
     """Remove old files without a row, and return how many."""
+    strays = _old_strays(database, store, before)
+    first = next(strays, None)
+    if first is None:
+        return 0
+    _check_belonging(database, store)
     return sum(
         database.write_now(partial(_remove_files, store=store, digests=batch, before=before))
-        for batch in _batches(_old_strays(database, store, before))
+        for batch in _batches(chain([first], strays))
+    )
+
+
+def _check_belonging(database: Database, store: BlobStore) -> None:
+    """Refuse to take a whole store for strays: it is another database's.
+
+    Raises:
+        StorageError: the database has no row for any file of the store, and refers to none.
+    """
+    for batch in _batches(store.digests(), 256):
+        if database.read_now(partial(_knows_any, digests=batch)):
+            return
+    raise StorageError(
+        "the database knows none of the blobs in the data directory, which belong to another "
+        "one: no file was removed; use the database that was used with this directory before"
     )
 
 
@@ -110,6 +113,11 @@ def _remove_files(
     for digest in strays:
         store.delete(digest)
     return len(strays)
+
+
+def _knows_any(session: Session, *, digests: Sequence[str]) -> bool:
+    known = _known(session, digests=digests)
+    return bool(known) or any(is_referenced(session, digest=digest) for digest in digests)
 
 
 def _known(session: Session, *, digests: Sequence[str]) -> set[str]:

@@ -1,8 +1,8 @@
 """The `headwater` command, for operators and authors.
 
-Exit codes: 0 done; 1 a defect of ours; 2 your mistake (an option, a job file, a name); 3 the world
-(no coordinator answers, the database is held, the disk is full), where trying again can help;
-130 interrupted.
+Exit codes: 0 done; 1 a defect of ours, or a check that found something wrong; 2 your mistake (an
+option, a job file, a name); 3 the world (no coordinator answers, the database is held, the disk is
+full), where trying again can help; 130 interrupted.
 """
 
 import sys

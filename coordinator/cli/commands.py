@@ -18,6 +18,7 @@ _COMMANDS = {
     "replay": "coordinator.cli.replay:replay",
     "rounds": "coordinator.cli.rounds:rounds",
     "serve": "coordinator.cli.serve:serve",
+    "storage": "coordinator.cli.storage:storage",
     "submit": "coordinator.cli.author:submit",
 }
 _EXTRA = "coordinator"

@@ -3,6 +3,8 @@
 import click
 
 from storage import migrate
+from storage.copying import copy_database
+from storage.database import open_database, shown
 
 _url = click.option(
     "--database",
@@ -16,7 +18,7 @@ _url = click.option(
 
 @click.group()
 def db() -> None:
-    """Upgrade and check a database."""
+    """Upgrade, check and copy a database."""
 
 
 @db.command()
@@ -31,3 +33,17 @@ def upgrade(database: str) -> None:
 def check(database: str) -> None:
     """Say whether a database has the schema version of this program."""
     click.echo(f"{database} is at schema version {migrate.check(database)}, as it should be")
+
+
+@db.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+def copy(source: str, target: str) -> None:
+    """Copy all rows from one database URL to another, which is new or empty.
+
+    Either is sqlite:///PATH or postgresql://USER@HOST/NAME: so a backup becomes a PostgreSQL
+    database again, and a coordinator moves from one kind to the other. Stop it first.
+    """
+    with open_database(source) as database:
+        count = copy_database(database, target)
+    click.echo(f"{count} rows of {shown(source)} are in {shown(target)}")

@@ -31,6 +31,10 @@ _DATASET = Pattern(
 _REFERENCE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 _FACTORY = Pattern(_REFERENCE, '"module:name", such as "model:Net"')
 _NAME_OR_FACTORY = Pattern(rf"[a-z_][a-z0-9_]*|{_REFERENCE}", 'a name or "module:function"')
+_UPDATES = Pattern(
+    r"all|none|last [1-9]\d{0,8} rounds?",
+    '"all", "none" or "last N rounds", such as "last 5 rounds"',
+)
 _START = Pattern(
     r"[a-z0-9-]+@(latest|\d+)|.+\.safetensors",
     '"JOB@VERSION", "JOB@latest" or the path of a .safetensors file',
@@ -354,6 +358,19 @@ class Clients:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What is kept of a job beside its history and its models."""
+
+    updates: str | None = key(
+        "Rounds of which the clients' updates stay on the coordinator's disk, to replay them. "
+        "Those of a round that has not ended always stay.",
+        value=None,
+        pattern=_UPDATES,
+        default="what the coordinator keeps (`--keep-update-rounds`)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """A whole job, checked."""
 
@@ -367,6 +384,7 @@ class JobSpec:
     rounds: Rounds = key("How many rounds there are, who takes part and when one closes.")
     aggregation: Aggregation = key("How a round's updates become one model.", factory=Aggregation)
     clients: Clients = key("Which clients may take part.", factory=Clients)
+    retention: Retention = key("What is kept of the job, and how long.", factory=Retention)
 
     def faults(self) -> Iterator[Fault]:
         """What is wrong between the tables."""

@@ -3,9 +3,9 @@
 A file is written under a temporary name, synced, renamed, and then its folder is synced: a reader
 finds all of it or none, and a rename that was reported done stays done. No other module of
 the coordinator, its storage or the client syncs, so that a test can record the steps (`write`,
-`sync`, `rename`, `sync folder`, `make folder`, `remove`, each with its path), and fail or tear each
-of them. What a device may lose is left unsynced: the news in `replace`, and downloads, whose digest
-is looked at again by the next process (`move`).
+`sync`, `rename`, `link`, `sync folder`, `make folder`, `remove`, each with its path), and fail or
+tear each of them. What a device may lose is left unsynced: the news in `replace`, and downloads,
+whose digest is looked at again by the next process (`move`).
 """
 
 import errno
@@ -103,6 +103,16 @@ def move(temporary: Path, path: Path) -> None:
     with disk_errors(path):
         reach("move", path)
         temporary.replace(path)
+
+
+def link(source: Path, path: Path) -> None:
+    """Give a synced file a second name, which is durable once its folder is synced.
+
+    Raises:
+        OSError: there is no such file, or these file systems cannot.
+    """
+    reach("link", path)
+    os.link(source, path)
 
 
 def write(path: Path, chunks: Iterable[bytes]) -> None:

@@ -16,7 +16,8 @@ from types import FrameType
 from headwater import steps
 
 _OF_FILES = {
-    "write", "sync", "rename", "move", "replace", "remove", "sync folder", "make folder",
+    "write", "sync", "rename", "move", "replace", "remove", "link", "sync folder",
+    "make folder",
 }  # fmt: skip
 _BETWEEN = {"headwater.steps", "headwater.durable_files", "contextlib"}
 

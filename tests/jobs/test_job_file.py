@@ -282,7 +282,7 @@ def _aggregated(keys: str) -> tuple[str, str]:
          "extensions, largest_norm, evaluate, stop, guard"),
         ("[clients]", "[client]",
          '27: [client]: unknown key; did you mean "clients"? allowed: name, dataset, seed, model, '
-         "train, rounds, aggregation, clients"),
+         "train, rounds, aggregation, clients, retention"),
         ("seed = 1", "seed = -1", f"3: seed = -1: at least 0 and at most {2**63 - 1}"),
         ('"cifar10-lenet"', '"CIFAR 10"', f'1: name = "CIFAR 10": {NAME_RULE}'),
         ('"model:Net"', '"model.Net"',
@@ -513,3 +513,22 @@ def test_every_example_is_valid(pytestconfig: pytest.Config) -> None:
     assert len(files) >= 3
 
     assert all(read_job(file).name for file in files)
+
+
+@pytest.mark.parametrize("updates", ["all", "none", "last 1 round", "last 20 rounds"])
+def test_what_is_kept_of_a_job(job: str, updates: str) -> None:
+    spec = parse_job(f'{job}[retention]\nupdates = "{updates}"\n', "job.toml")
+    assert spec.retention.updates == updates
+    assert spec.to_dict()["retention"] == {"updates": updates}
+    assert JobSpec.from_dict(spec.to_dict()) == spec
+
+
+@pytest.mark.parametrize("updates", ['"some"', '"last 0 rounds"', '"last rounds"', '"2"', "2"])
+def test_what_cannot_be_kept_of_a_job(job: str, updates: str) -> None:
+    (fault,) = faults(f"{job}[retention]\nupdates = {updates}\n")
+    assert f"[retention] updates = {updates}: " in fault
+    assert '"all", "none" or "last N rounds", such as "last 5 rounds"' in fault
+
+
+def test_a_job_that_says_nothing_of_its_updates(job: str) -> None:
+    assert parse_job(job, "job.toml").to_dict()["retention"] == {}

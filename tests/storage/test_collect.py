@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
+from headwater.errors import StorageError
 from storage import blobs, collect, history, rounds
 from storage.blob_directory import BlobDirectory
 from storage.records import (
@@ -18,6 +19,7 @@ from storage.records import (
     RoundRecord,
     UpdateFacts,
 )
+from tests.storage.stored_history import Author
 from tests.storage.world import START, World
 
 
@@ -136,7 +138,9 @@ def test_an_update_being_uploaded_is_kept_from_its_offer_on(
 def test_strays_go_when_they_are_old_and_nobody_pins_them(
     world: World, store: BlobDirectory
 ) -> None:
-    pinned, stray = store.write(b"pinned"), store.write(b"stray")
+    known, pinned, stray = (store.write(text) for text in (b"known", b"pinned", b"stray"))
+    world.write(lambda s: blobs.register(s, digest=known, size_bytes=5, kind="k", now=START))
+    world.write(lambda s: blobs.pin(s, digest=known, holder="job", now=START))
     (store.root / "temporary" / "torn.part").write_bytes(b"torn")
     world.write(lambda s: blobs.pin(s, digest=pinned, holder="upload 1", now=START))
     assert run(world, store) == CollectionReport(0, 0, 0, 0)
@@ -144,6 +148,15 @@ def test_strays_go_when_they_are_old_and_nobody_pins_them(
     assert store.exists(pinned) and not store.exists(stray)
     world.write(lambda s: blobs.unpin(s, digest=pinned, holder="upload 1"))
     assert run(world, store, hours=2).strays_removed == 1
+
+
+def test_the_blobs_of_another_database_are_no_strays(world: World, store: BlobDirectory) -> None:
+    """A wrong --database must not empty the data directory."""
+    world.write(lambda s: blobs.register(s, digest="0" * 64, size_bytes=1, kind="k", now=START))
+    others = [store.write(text) for text in (b"one", b"two")]
+    with pytest.raises(StorageError, match="knows none of the blobs in the data directory"):
+        run(world, store, hours=2)
+    assert all(map(store.exists, others))
 
 
 def test_a_writer_that_comes_between_is_safe(
@@ -207,3 +220,63 @@ def test_a_pin_taken_again_is_as_young_as_that(world: World) -> None:
         world.write(partial(blobs.pin, digest=digest, holder="submission", now=since))
     before = START + timedelta(minutes=30)
     assert world.write(partial(blobs.expire_pins, holder="submission", before=before)) == 0
+
+
+POLICIES = {"all": 4, "last 3 rounds": 3, "last 1 round": 1, "none": 0, None: 2}
+
+
+def kept_rounds(world: World, store: BlobDirectory, reference: str) -> list[int]:
+    """The rounds of which an update is still there."""
+    listed = world.read(partial(history.rounds, reference=reference))
+    read = partial(history.round, reference=reference)
+    whole = [world.read(partial(read, number=one.number)) for one in listed]
+    return [
+        step.number
+        for step in whole
+        if any(store.exists(row.update_digest or "0" * 64) for row in step.assignments)
+    ]
+
+
+def test_each_job_keeps_what_its_file_says(world: World, store: BlobDirectory) -> None:
+    author = Author(world, store)
+    for name in ("a", "b"):
+        world.client(name)
+    for at, policy in enumerate(POLICIES):
+        said = {} if policy is None else {"updates": policy}
+        made = author.job(f"job-{at}", {"retention": said})
+        for number in range(1, 5):
+            author.train(made, number)
+    run(world, store, keep=2)
+    for at, count in enumerate(POLICIES.values()):
+        assert kept_rounds(world, store, f"job-{at}") == list(range(5 - count, 5)), at
+
+
+def test_without_a_default_only_jobs_that_say_so_lose_updates(
+    world: World, store: BlobDirectory
+) -> None:
+    author = Author(world, store)
+    for name in ("a", "b"):
+        world.client(name)
+    for name, spec in (("silent", {}), ("told", {"retention": {"updates": "none"}})):
+        author.train(author.job(name, spec), 1)
+    report = collect.collect(world.database, store, now=world.now, keep_update_rounds=None)
+    assert report.updates_released == 2
+    assert kept_rounds(world, store, "silent") == [1]
+    assert kept_rounds(world, store, "told") == []
+
+
+@pytest.mark.parametrize("ends", ["open", "closing"])
+def test_none_keeps_the_updates_of_a_round_that_has_not_ended(
+    world: World, store: BlobDirectory, ends: str
+) -> None:
+    author = Author(world, store)
+    for name in ("a", "b"):
+        world.client(name)
+    made = author.job("told", {"retention": {"updates": "none"}})
+    author.train(made, 1)
+    step = author.open(made, 2)
+    author.accept(step, 0)
+    if ends == "closing":
+        world.close(step)
+    run(world, store, hours=2, keep=0)
+    assert kept_rounds(world, store, "told") == [2]
