@@ -9,6 +9,9 @@ from pathlib import Path
 from coordinator.compiler.compiled_plan import CompiledPlan
 from headwater.errors import HeadwaterError
 from headwater.v1 import control_pb2
+from storage.blob_directory import BlobDirectory
+from storage.database import open_database
+from storage.verify import verify
 from tests.system.fleet import Fleet
 from tests.system.processes import PATIENCE_SECONDS
 
@@ -31,8 +34,11 @@ class Fault:
 class FaultyFleet(Fleet):
     """A fleet that kills each of its programs once at most, and starts what died again."""
 
-    def __init__(self, folder: Path, plan: CompiledPlan, *faults: Fault) -> None:
+    def __init__(
+        self, folder: Path, plan: CompiledPlan, *faults: Fault, database: str = ""
+    ) -> None:
         super().__init__(folder, plan)
+        self.where = database or self.database
         self._faults = list(faults)
         self.restarts: Counter[str] = Counter()
 
@@ -59,7 +65,7 @@ class FaultyFleet(Fleet):
         Raises:
             AssertionError: it does not end, or a program ends that was not killed.
         """
-        self._serve_again("--lease-seconds", "20")
+        self._serve_again("--lease-seconds", "20", "--database", self.where)
         for name in CLIENTS:
             self.start_client(name)
         job = self._submitted()
@@ -120,8 +126,8 @@ class FaultyFleet(Fleet):
         """What must hold whatever was killed; returns the job's rounds.
 
         Raises:
-            AssertionError: the versions are others, a round was lost or made twice, or an update
-                that a client was told is accepted is not in the ledger.
+            AssertionError: the versions are others, a round was lost or made twice, an update is
+                not accepted, or database and blobs do not agree with each other.
         """
         assert self.digests(job) == expected
         rounds = self.rounds(job)
@@ -133,6 +139,9 @@ class FaultyFleet(Fleet):
             assert {name: row.state for name, row in rows.items()} == dict.fromkeys(
                 CLIENTS, "accepted"
             )
+        with open_database(self.where) as database:
+            found = verify(database, BlobDirectory(self.data / "blobs"))
+        assert not found.findings, found.findings
         return rounds
 
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from coordinator.author import compile_job
 from coordinator.compiler.compiled_plan import CompiledPlan
 from tests.document import replaced
 from tests.faults.faulty_fleet import JOB, Fault, FaultyFleet
+from tests.postgresql import running_server
 from tests.system.training import write_job
 
 PROGRAMS = ("coordinator", "ann")
@@ -40,7 +42,7 @@ class Outcome:
 
 def undisturbed(folder: Path, plan: CompiledPlan) -> tuple[list[str], dict[str, Counter[str]]]:
     """The digests of the job's versions, and how often each program passed each step."""
-    fleet = FaultyFleet(folder, plan)
+    fleet = FaultyFleet(folder, plan, database=database)
     try:
         job = fleet.run_job()
         return fleet.digests(job), {name: fleet.passed(name) for name in PROGRAMS}
@@ -68,11 +70,15 @@ def pairs_of(passed: dict[str, Counter[str]], number: int, seed: int) -> list[tu
 
 
 def disturbed(
-    folder: Path, plan: CompiledPlan, faults: Sequence[Fault], expected: list[str]
+    folder: Path,
+    plan: CompiledPlan,
+    faults: Sequence[Fault],
+    expected: list[str],
+    database: str = "",
 ) -> Outcome:
     """Run the job once more, with these faults."""
     began = time.monotonic()
-    fleet = FaultyFleet(folder, plan, *faults)
+    fleet = FaultyFleet(folder, plan, *faults, database=database)
     failure = ""
     try:
         fleet.check(fleet.run_job(), expected)
@@ -88,21 +94,28 @@ def disturbed(
 @click.option("--pairs", default=30, show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--only", help="Only faults whose name has this in it.")
+@click.option("--postgresql", is_flag=True, help="With PostgreSQL instead of SQLite.")
 @click.option("--write", "document", type=click.Path(path_type=Path, exists=True))
-def main(pairs: int, seed: int, only: str | None, document: Path | None) -> None:
+def main(pairs: int, seed: int, only: str | None, postgresql: bool, document: Path | None) -> None:
     """Kill every program at every step, one at a time and in pairs."""
-    with tempfile.TemporaryDirectory(prefix="headwater-sweep-") as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server()) if postgresql else None
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-sweep-")))
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         plan = compile_job(write_job(folder / "job", **JOB))
-        expected, passed = undisturbed(made(folder / "undisturbed"), plan)
+
+        def database() -> str:
+            return server.create_database() if server else ""
+
+        expected, passed = undisturbed(made(folder / "undisturbed"), plan, database())
         cases: list[tuple[Fault, ...]] = [(fault,) for fault in faults_of(passed)]
         cases += pairs_of(passed, pairs, seed)
         outcomes = []
         for number, faults in enumerate(cases):
             if only and not any(only in str(fault) for fault in faults):
                 continue
-            outcome = disturbed(made(folder / str(number)), plan, faults, expected)
+            place = made(folder / str(number))
+            outcome = disturbed(place, plan, faults, expected, database())
             outcomes.append(outcome)
             print(line_of(outcome), flush=True)
     failed = [one for one in outcomes if one.failure]

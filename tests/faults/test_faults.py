@@ -14,6 +14,7 @@ from coordinator.author import compile_job
 from coordinator.compiler.compiled_plan import CompiledPlan
 from tests.faults.faulty_fleet import JOB, Fault
 from tests.faults.sweep import disturbed, made, program_name, undisturbed
+from tests.postgresql import PostgresqlServer
 from tests.system.training import write_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,8 @@ KILLS = [
 """One of each kind: between files, commits and messages of the two programs."""
 
 ELSEWHERE = {
+    "coordinator.cli.replay._write": "an operator's replay",
+    "coordinator.services.control.ControlService._receive": "passed in a worker thread",
     "coordinator.services.quarantine.quarantine": "an update that is refused",
     "coordinator.services.quarantine._forget_oldest": "many updates that are refused",
     "coordinator.services.spool._remove": "a part of an upload that nobody finishes",
@@ -81,6 +84,24 @@ def test_a_job_goes_on_to_the_same_model(
     assert outcome.restarts == 1
 
 
+@pytest.mark.parametrize(
+    "label", ["committed: storage.rounds.accept_update", "commit: storage.rounds.close"]
+)
+def test_a_job_goes_on_with_postgresql(
+    plan: CompiledPlan,
+    calm: tuple[list[str], dict[str, Counter[str]]],
+    tmp_path: Path,
+    postgresql_server: PostgresqlServer,
+    label: str,
+) -> None:
+    """The same model as with SQLite: the database has no part in it."""
+    database = postgresql_server.create_database()
+    fault = Fault("coordinator", label, 2)
+    outcome = disturbed(made(tmp_path / "fleet"), plan, [fault], calm[0], database)
+    assert not outcome.failure, outcome.failure
+    assert outcome.restarts == 1
+
+
 def test_every_step_of_a_job_is_in_the_table(
     calm: tuple[list[str], dict[str, Counter[str]]],
 ) -> None:
@@ -105,15 +126,9 @@ def test_no_function_with_a_step_is_forgotten(
 
 def functions_with_steps() -> Iterator[str]:
     """Every function of ours that works on durable files, as the sweep labels it."""
-    for folder, prefix in (
-        ("coordinator", ""),
-        ("edge_client", ""),
-        ("storage", ""),
-        ("proto", ""),
-    ):
+    for folder in ("coordinator", "edge_client", "storage", "proto"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT / prefix).with_suffix("").parts)
-            module = module.removeprefix("proto.")
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("proto.")
             if module not in ("headwater.durable_files", "headwater.steps"):
                 yield from _functions(ast.parse(path.read_text()), module)
 
