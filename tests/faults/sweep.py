@@ -40,7 +40,9 @@ class Outcome:
     seconds: float
 
 
-def undisturbed(folder: Path, plan: CompiledPlan) -> tuple[list[str], dict[str, Counter[str]]]:
+def undisturbed(
+    folder: Path, plan: CompiledPlan, database: str = ""
+) -> tuple[list[str], dict[str, Counter[str]]]:
     """The digests of the job's versions, and how often each program passed each step."""
     fleet = FaultyFleet(folder, plan, database=database)
     try:
