@@ -50,6 +50,11 @@ ELSEWHERE = {
     "edge_client.checkpoints.Checkpoints._record": "a record that is damaged",
     "edge_client.journal.Journal._set_aside": "a journal that is damaged",
     "headwater.plan.write_plan": "an author's machine",
+    "storage.backup._copied": "a backup",
+    "storage.backup._empty": "a backup",
+    "storage.backup._gather": "a backup",
+    "storage.backup.back_up": "a backup",
+    "storage.backup.take_snapshot": "a backup",
     "storage.blob_directory.BlobDirectory.delete": "the collection of old updates",
     "storage.blob_directory.BlobDirectory.remove_temporary": "the collection of old files",
 }
