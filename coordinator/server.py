@@ -71,6 +71,7 @@ class Settings:
     insecure: bool = False
     threads: int = 1
     lease_seconds: float = 30.0
+    minimum_bytes_per_second: float = 100.0
     keep_update_rounds: int = 2
 
     @property
@@ -133,6 +134,7 @@ async def running(
             held_out=settings.held_out,
             threads=settings.threads,
             lease_seconds=settings.lease_seconds,
+            minimum_bytes_per_second=settings.minimum_bytes_per_second,
         )
         for holder in (submission.PIN_HOLDER, rounds.PIN_HOLDER):  # a former process's
             await database.write(partial(blob_repository.unpin_all, holder=holder))

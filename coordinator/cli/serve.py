@@ -68,6 +68,13 @@ _log = logging.getLogger("headwater.serve")
     help="Silence after which a client's assignment is given up.",
 )
 @click.option(
+    "--minimum-bytes-per-second",
+    type=click.FloatRange(0),
+    default=100.0,
+    show_default=True,
+    help="An upload that is slower for a minute is cut, and may begin again where it was.",
+)
+@click.option(
     "--keep-update-rounds",
     type=click.IntRange(0),
     default=2,
@@ -90,6 +97,7 @@ def serve(
     insecure: bool,
     threads: int,
     lease_seconds: float,
+    minimum_bytes_per_second: float,
     keep_update_rounds: int,
     log_format: str,
 ) -> None:
@@ -109,6 +117,7 @@ def serve(
         insecure=insecure,
         threads=threads,
         lease_seconds=lease_seconds,
+        minimum_bytes_per_second=minimum_bytes_per_second,
         keep_update_rounds=keep_update_rounds,
     )
     for name, binding in settings.held_out.items():

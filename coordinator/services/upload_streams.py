@@ -5,14 +5,18 @@ back before that, and must not wait for it, and the two must not write one file.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from headwater.errors import ConflictError
+from coordinator.engine.clock import Clock
+from headwater.errors import ConflictError, HeadwaterError, UnavailableError
 
 T = TypeVar("T")
+
+PACE_SECONDS = 60.0
+"""Over which a stream must keep its least pace."""
 
 NEWER = "a newer stream sends this update"
 
@@ -22,28 +26,49 @@ class Stream:
 
     def __init__(self) -> None:
         self._cut = asyncio.Event()
+        self._why: HeadwaterError = ConflictError(NEWER)
+        self.received_bytes = 0
 
-    def cut(self) -> None:
-        """Its device is gone, or sends anew."""
+    def cut(self, why: HeadwaterError | None = None) -> None:
+        """Its device is gone, or sends anew, unless another reason is given."""
+        self._why = why or self._why
         self._cut.set()
 
     def check(self) -> None:
-        """Raises ConflictError when it was cut."""
+        """Raises why it was cut, when it was."""
         if self._cut.is_set():
-            raise ConflictError(NEWER)
+            raise self._why
 
-    async def messages(self, requests: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    async def messages(
+        self, requests: AsyncIterator[T], size_bytes: Callable[[T], int]
+    ) -> AsyncGenerator[T, None]:
         """What comes, until its end or until the stream is cut.
 
         Raises:
-            ConflictError: it was cut.
+            ConflictError: it was cut. UnavailableError: it was cut because it is too slow.
         """
         cut = asyncio.ensure_future(self._cut.wait())
         try:
             while (message := await self._next(requests, cut)) is not None:
+                self.received_bytes += size_bytes(message)
                 yield message
         finally:
             cut.cancel()
+
+    async def cut_when_slow(self, clock: Clock, bytes_per_second: float) -> None:
+        """Look once a minute, until cancelled: one that holds its place for nothing loses it."""
+        before = 0
+        while True:
+            await clock.wait(asyncio.Event(), PACE_SECONDS)
+            if self.received_bytes - before < bytes_per_second * PACE_SECONDS:
+                self.cut(
+                    UnavailableError(
+                        f"fewer than {bytes_per_second:g} bytes a second came in {PACE_SECONDS:g} "
+                        "seconds: offer it again"
+                    )
+                )
+                return
+            before = self.received_bytes
 
     async def _next(self, requests: AsyncIterator[T], cut: asyncio.Future[Any]) -> T | None:
         coming = asyncio.ensure_future(anext(requests, None))

@@ -128,7 +128,7 @@ class Uploads:
         Raises:
             ConflictError: it was not offered, or a newer stream sends it.
             NotFoundError: there is no such assignment of this client.
-            UnavailableError: too many uploads are under way.
+            UnavailableError: too many uploads are under way, or this one is too slow.
             UpdateError: it is damaged or not what was announced; the assignment is rejected.
         """
         found = self._engine.find(header.assignment_id, header.client_id)
@@ -157,10 +157,13 @@ class Uploads:
             if len(self._receiving) >= self._limit:
                 raise UnavailableError(f"{self._limit} uploads are under way: offer it again")
             self._receiving.add(header.assignment_id)
+            pace = self._world.minimum_bytes_per_second
+            watching = asyncio.create_task(stream.cut_when_slow(self._world.clock, pace))
             try:
-                async with aclosing(stream.messages(requests)) as messages:
+                async with aclosing(stream.messages(requests, _payload_bytes)) as messages:
                     return await self._take(run, live, offer, header, messages)
             finally:
+                watching.cancel()
                 self._receiving.discard(header.assignment_id)
 
     async def _take(
@@ -374,6 +377,10 @@ def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
     if not 0 < request.size_bytes <= largest:
         return f"it has {request.size_bytes} bytes; an update of this plan has at most {largest}"
     return ""
+
+
+def _payload_bytes(request: fleet_pb2.SubmitRequest) -> int:
+    return len(request.frame.payload)
 
 
 def check_norm(run: JobRun, norm: float) -> None:

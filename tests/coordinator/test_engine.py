@@ -16,7 +16,7 @@ from coordinator.engine.policy import ABANDONED_IN_A_ROW
 from coordinator.engine.world import World
 from coordinator.services.submission import submit_job
 from coordinator.services.uploads import Uploads
-from headwater.errors import UpdateError
+from headwater.errors import UnavailableError, UpdateError
 from headwater.v1 import control_pb2
 from headwater.v1 import fleet_pb2 as pb
 from storage import history
@@ -108,27 +108,37 @@ class Device:
         return (await self.next("assignment")).assignment
 
     async def deliver(self, assignment: pb.Assignment, update: Update | None = None) -> pb.Receipt:
-        """Offer and send an update as a device does."""
+        """Offer and send an update as a device does, from where the coordinator has it."""
         update = update or make_update(self.rig.plan.manifest.layout)
-        offer = pb.OfferRequest(
+        found = self.rig.engine.find(assignment.assignment_id, self.attendee.client_id)
+        assert found is not None
+        answer = await self.rig.uploads.offered(*found, self.offer(assignment, update))
+        assert answer.verdict == pb.OFFER_VERDICT_SEND, answer
+        header = self.header(assignment, update, answer.from_byte)
+        return await self.rig.uploads.received(header, _stream(update, answer.from_byte))
+
+    def offer(self, assignment: pb.Assignment, update: Update) -> pb.OfferRequest:
+        return pb.OfferRequest(
             assignment_id=assignment.assignment_id, client_id=self.attendee.client_id,
             digest=update.digest, size_bytes=len(update.encoded), encoding="fp32",
             summary=pb.UpdateSummary(examples=8, metrics_after={"loss": 1.0, "accuracy": 0.5}),
         )  # fmt: skip
-        found = self.rig.engine.find(assignment.assignment_id, self.attendee.client_id)
-        assert found is not None
-        answer = await self.rig.uploads.offered(*found, offer)
-        assert answer.verdict == pb.OFFER_VERDICT_SEND, answer
-        header = pb.SubmitHeader(
+
+    def header(
+        self, assignment: pb.Assignment, update: Update, from_byte: int = 0
+    ) -> pb.SubmitHeader:
+        return pb.SubmitHeader(
             assignment_id=assignment.assignment_id, client_id=self.attendee.client_id,
-            digest=update.digest, from_byte=answer.from_byte,
+            digest=update.digest, from_byte=from_byte,
         )  # fmt: skip
-        return await self.rig.uploads.received(header, _stream(update))
 
 
-async def _stream(update: Update) -> AsyncIterator[pb.SubmitRequest]:
+async def _stream(update: Update, from_byte: int = 0) -> AsyncIterator[pb.SubmitRequest]:
+    position = 0
     for one in frames_of(update):
-        yield pb.SubmitRequest(frame=one)
+        if position >= from_byte:
+            yield pb.SubmitRequest(frame=one)
+        position += 8 + len(one.payload)
 
 
 class Rig:
@@ -393,6 +403,37 @@ async def test_below_the_quorum_a_round_is_abandoned_and_after_five_the_job_paus
     await rig.engine.change(job, JobState.RUNNING, "resumed")
     await a.deliver(await a.assigned())
     assert (await rig.ended(job, ABANDONED_IN_A_ROW + 1)).state is RoundState.COMMITTED
+
+
+async def test_an_upload_that_is_too_slow_is_cut_and_goes_on_where_it_was(rig: Rig) -> None:
+    (a,) = await rig.attend("a")
+    job = await rig.submit(cohort="1", count="1", deadline_seconds="100000")
+    assignment = await a.assigned()
+    update = make_update(rig.plan.manifest.layout)
+    frames = frames_of(update)
+    offer, header = a.offer(assignment, update), a.header(assignment, update)
+    found = rig.engine.find(assignment.assignment_id, a.attendee.client_id)
+    assert found is not None
+    await rig.uploads.offered(*found, offer)
+    _keep_alive(rig, assignment)
+
+    async def stalled() -> AsyncIterator[pb.SubmitRequest]:
+        yield pb.SubmitRequest(frame=frames[0])
+        await asyncio.Event().wait()
+
+    receiving = asyncio.create_task(rig.uploads.received(header, stalled()))
+    while found[1].lease_ends == np.inf:  # until the first frame has come
+        await asyncio.sleep(0)
+    _keep_alive(rig, assignment)
+    await rig.clock.jump(60)
+    if not receiving.done():
+        await rig.clock.jump(60)
+    with pytest.raises(UnavailableError, match="fewer than 100 bytes a second came in 60 seconds"):
+        await asyncio.wait_for(receiving, 20)
+    answer = await rig.uploads.offered(*found, offer)
+    assert answer.from_byte == 8 + len(frames[0].payload)
+    await a.deliver(assignment, update)
+    assert (await rig.ended(job, 1)).state is RoundState.COMMITTED
 
 
 async def test_a_change_that_is_too_large_is_rejected_with_its_norm(rig: Rig) -> None:
