@@ -7,20 +7,18 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 
-from coordinator.engine import rounds
 from coordinator.engine.attendance import Attendance
 from coordinator.engine.clock import Clock, SystemClock
 from coordinator.engine.engine import Engine
 from coordinator.engine.world import World
 from coordinator.housekeeping import housekeeping
-from coordinator.services import submission
+from coordinator.recovery import recover
 from coordinator.services.control import ControlService
 from coordinator.services.enrollment import EnrollmentService
 from coordinator.services.fleet import FleetService
@@ -30,7 +28,6 @@ from headwater.errors import HeldError, UnavailableError, UsageError
 from headwater.freed_memory import keep_freed_memory
 from headwater.status import StatusInterceptor
 from headwater.v1 import control_pb2_grpc, enrollment_pb2_grpc, fleet_pb2_grpc
-from storage import blobs as blob_repository
 from storage.blob_directory import BlobDirectory
 from storage.database import open_database, shown
 from storage.hold import hold_directory
@@ -136,11 +133,9 @@ async def running(
             lease_seconds=settings.lease_seconds,
             minimum_bytes_per_second=settings.minimum_bytes_per_second,
         )
-        for holder in (submission.PIN_HOLDER, rounds.PIN_HOLDER):  # a former process's
-            await database.write(partial(blob_repository.unpin_all, holder=holder))
         engine = Engine(world)
         server, port, healthy = _server(engine, settings)
-        await engine.start()
+        await recover(engine)
         await server.start()
         keeper = asyncio.create_task(housekeeping(world, settings.keep_update_rounds))
         try:

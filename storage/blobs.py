@@ -54,9 +54,10 @@ def expire_pins(session: Session, *, holder: str, before: datetime) -> int:
     return session.connection().execute(old).rowcount
 
 
-def unpin_all(session: Session, *, holder: str) -> None:
-    """End all pins of a holder, such as those that its former process left."""
-    session.execute(delete(BlobPin).where(BlobPin.holder == holder))
+def unpin_all(session: Session, *, holder: str) -> int:
+    """End all pins of a holder, such as those that its former process left; how many there were."""
+    ended = delete(BlobPin).where(BlobPin.holder == holder)
+    return session.connection().execute(ended).rowcount
 
 
 def is_referenced(session: Session, *, digest: str) -> bool:

@@ -6,7 +6,7 @@ from functools import partial
 
 from coordinator.engine.job_loop import JobLoop
 from coordinator.engine.live import JobRun, LiveAssignment
-from coordinator.engine.recovery import recover_run
+from coordinator.engine.recovery import described, recover_run
 from coordinator.engine.world import World
 from headwater.errors import HeadwaterError, NotFoundError, WorldError
 from storage import jobs as job_repository
@@ -30,17 +30,22 @@ class Engine:
         """Set when another process has taken the database over."""
         return self._loop.displaced
 
-    async def start(self) -> None:
-        """Take up every job that had not ended, where it was; one that cannot be pauses."""
+    async def start(self) -> list[str]:
+        """Take up every job that had not ended, where it was; one that cannot be pauses.
+
+        Returns what was found of each.
+        """
+        found = []
         for record in await self.world.database.read(job_repository.unfinished):
             try:
-                await self.take_up(record)
+                found.append(described(await self.take_up(record)))
             except WorldError:
                 raise
             except HeadwaterError as error:
-                _log.error("job %s cannot go on: %s", record.reference, error)
+                found.append(f"job {record.reference} cannot go on, and pauses: {error}")
                 if record.state in (JobState.QUEUED, JobState.RUNNING):
                     await self._set_state(record.reference, JobState.PAUSED, str(error))
+        return found
 
     async def stop(self) -> None:
         """End the loops. Nothing is written: a job continues from the database."""

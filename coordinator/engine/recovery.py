@@ -1,6 +1,5 @@
 """Taking a job up from the database: after its submission and after a restart, the same way."""
 
-import logging
 from functools import partial
 
 from coordinator.engine.live import JobRun
@@ -11,8 +10,6 @@ from headwater.plan import Plan
 from storage import plans as plan_repository
 from storage import rounds as round_repository
 from storage.records import JobRecord
-
-_log = logging.getLogger("headwater.recovery")
 
 
 async def recover_run(world: World, record: JobRecord) -> JobRun:
@@ -27,12 +24,15 @@ async def recover_run(world: World, record: JobRecord) -> JobRun:
     round_record = await world.database.read(partial(round_repository.unfinished, job_id=record.id))
     if round_record is not None:
         run.round = live_round(world, round_record)
-        _log.info(
-            "job %s continues in round %d (%s): %d updates held, %d awaited",
-            record.reference,
-            round_record.number,
-            round_record.state,
-            run.round.accepted,
-            len(run.round.pending),
-        )
     return run
+
+
+def described(run: JobRun) -> str:
+    """Where a job goes on."""
+    if run.round is None:
+        return f"job {run.record.reference} is {run.record.state}, between two rounds"
+    record = run.round.record
+    return (
+        f"job {run.record.reference} continues in round {record.number} ({record.state}): "
+        f"{run.round.accepted} updates held, {len(run.round.pending)} awaited"
+    )
