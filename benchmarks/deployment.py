@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -37,10 +38,8 @@ class Deployment:
             )
             self.folder = Path(stack.enter_context(temporary))
             self._processes = stack.enter_context(Processes(self.folder))
-            command = [sys.executable, "-m", "coordinator", "serve", "--listen", "127.0.0.1:0"]
-            command += ["--data-directory", str(self.folder / "data"), *self._options]
-            self._processes.start(COORDINATOR, command, {"HEADWATER_DATABASE": ""})
-            self.address = self._processes.wait_for(self.folder / "data" / "address")
+            self.address = "127.0.0.1:0"
+            self.serve()
             self._control = stack.enter_context(ControlClient(self.address))
             self._stack = stack.pop_all()
         return self
@@ -52,6 +51,30 @@ class Deployment:
         trace: TracebackType | None,
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+    def serve(self) -> float:
+        """Start the coordinator, again on its port; the seconds until it listens."""
+        began, place = time.monotonic(), self.folder / "data" / "address"
+        place.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "coordinator", "serve", "--listen", self.address]
+        command += ["--data-directory", str(self.folder / "data"), *self._options]
+        self._processes.start(COORDINATOR, command, {"HEADWATER_DATABASE": ""})
+        self.address = self._processes.wait_for(place)
+        return time.monotonic() - began
+
+    def kill(self, name: str) -> None:
+        """End a process as a power cut would."""
+        self._processes.kill(name)
+
+    @property
+    def log(self) -> str:
+        """What the coordinator wrote since it was started last."""
+        return self._processes.log(COORDINATOR).read_text()
+
+    @property
+    def control(self) -> ControlClient:
+        """The coordinator's Control service."""
+        return self._control
 
     def start_client(self, name: str, program: Sequence[str], options: Sequence[str]) -> None:
         """Start one: `program` is followed by the options of `headwater-client run`."""

@@ -48,6 +48,12 @@ class Processes:
                 start_new_session=True,
             )
 
+    def kill(self, name: str) -> None:
+        """End one with SIGKILL, and forget it."""
+        process = self._running.pop(name)
+        process.kill()
+        process.wait()
+
     def process_id(self, name: str) -> int:
         """The operating system's number of a process."""
         return self._running[name].pid
