@@ -143,6 +143,24 @@ def advance_assignment(
     return ledger.record_of(session, assignment_id)
 
 
+def note_late(session: Session, *, assignment_id: int, now: datetime) -> AssignmentRecord:
+    """Write that an update came after its round had ended, and how many versions were made since.
+
+    Raises:
+        NotFoundError: there is no such assignment.
+        ConflictError: it did not expire.
+    """
+    row = ledger.find(session, assignment_id)
+    step = session.get_one(Round, row.round_id)
+    base = session.get_one(ModelVersion, step.base_version_id)
+    row.staleness = session.get_one(Job, step.job_id).latest_version - base.number
+    since = f"{row.staleness} version{'' if row.staleness == 1 else 's'} later"
+    reason = f"its update came after the round had ended, {since}"
+    ledger.move(row, AssignmentState.LATE, reason, now)
+    session.flush()
+    return ledger.record_of(session, assignment_id)
+
+
 def accept_update(
     session: Session, *, assignment_id: int, update: UpdateFacts, now: datetime
 ) -> ReceiptRecord:

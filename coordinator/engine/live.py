@@ -109,8 +109,10 @@ class JobRun:
         return self.record.state in (JobState.QUEUED, JobState.RUNNING) or self.round is not None
 
     def bar(self, instance_id: str, reason: str, clock: Clock) -> None:
-        """Leave a client's instance out for a while."""
-        self.barred[instance_id] = (reason, clock.monotonic() + BARRED_SECONDS)
+        """Leave a client's instance out for a while; those whose time is over are forgotten."""
+        now = clock.monotonic()
+        self.barred = {one: bar for one, bar in self.barred.items() if bar[1] > now}
+        self.barred[instance_id] = (reason, now + BARRED_SECONDS)
 
     async def announce(self) -> None:
         """Wake those who follow the job: a round ended, or its state or its wait changed."""

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy.orm import Session
-
 from coordinator.engine.engine import Engine
 from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
@@ -343,15 +341,9 @@ class Uploads:
         )
 
     async def _note_late(self, record: AssignmentRecord) -> AssignmentRecord:
-        def write(session: Session) -> AssignmentRecord:
-            return round_repository.advance_assignment(
-                session,
-                assignment_id=record.id,
-                state=AssignmentState.LATE,
-                reason="its update came after the round had ended",
-                now=self._world.clock.now(),
-            )
-
+        write = partial(
+            round_repository.note_late, assignment_id=record.id, now=self._world.clock.now()
+        )
         return await self._world.database.write(write)
 
     def _open(self, run: JobRun, assignment_id: int, offer: fleet_pb2.OfferRequest) -> Upload:

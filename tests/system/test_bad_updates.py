@@ -241,7 +241,8 @@ def test_an_update_after_its_round_is_recorded_as_late(shared_fleet: Fleet) -> N
     assert answer.verdict == pb.OFFER_VERDICT_NOT_NEEDED
     assert "late" in answer.reason
     row = shared_fleet.ledger(job)["slow"]
-    assert (row.state, row.reason) == ("late", "its update came after the round had ended")
+    assert (row.state, row.staleness) == ("late", 1)
+    assert row.reason == "its update came after the round had ended, 1 version later"
     assert shared_fleet.ledger(job)["good"].fold_weight == 1.0
     good.close()
     slow.close()
