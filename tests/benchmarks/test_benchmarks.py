@@ -54,6 +54,21 @@ def test_the_cost_of_a_large_model_has_memory_and_three_floors() -> None:
 
 
 @pytest.mark.slow
+def test_recovery_has_its_past_in_the_database() -> None:
+    own, past = lines_of("recovery.py", "--rounds", "40", "--starts", "1")
+    assert own["past_rounds"] < past["past_rounds"] == 40
+    assert past["ledger_rows"] == 160
+    assert past["median_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_durable_upload_stands_beside_memory_and_disk() -> None:
+    (case,) = lines_of("durable_upload.py", "--parameters", "1000", "--uploads", "2")
+    slower = max(case["memory_seconds"], case["disk_seconds"])
+    assert case["ratio"] == case["durable_seconds"] / slower > 0
+
+
+@pytest.mark.slow
 def test_cifar10_is_trained_both_ways(tmp_path: Path) -> None:
     for name, count in (("train", 64), ("test", 20)):
         write_images(tmp_path / f"{name}.parquet", count)

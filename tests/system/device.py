@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import numpy as np
 
-from coordinator.compiler.compiled_plan import CompiledPlan
 from headwater.errors import HeadwaterError
 from headwater.layout import Layout
+from headwater.plan import ReadablePlan
 from headwater.status import error_of, translated
 from headwater.updates import FRAME_HEADER, Section, blocks_of, frame
 from headwater.v1 import fleet_pb2 as pb
@@ -100,7 +100,7 @@ class Stream:
 class Device:
     """An identity, a connection, and the four calls. `hello` replaces fields of its Hello."""
 
-    def __init__(self, address: str, name: str, plan: CompiledPlan, /, **hello: Any) -> None:
+    def __init__(self, address: str, name: str, plan: ReadablePlan, /, **hello: Any) -> None:
         self.name = name
         self.layout = plan.manifest.layout
         self._channel = grpc.insecure_channel(
