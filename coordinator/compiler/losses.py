@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
+from coordinator.compiler.suggestion import suggested
 from headwater.errors import CompileError
 
 Loss = str | Callable[..., Tensor]
@@ -47,8 +48,9 @@ def loss_function(
         return loss
     if loss not in LOSS_NAMES:
         raise CompileError(
-            f"loss {loss!r} is not known; use one of {', '.join(LOSS_NAMES)}, or a function "
-            "(output, target) -> scalar tensor of your own as 'module:function'"
+            f"loss {loss!r} is not known{suggested(loss, LOSS_NAMES)}; use one of "
+            f"{', '.join(LOSS_NAMES)}, or a function (output, target) -> scalar tensor of your own "
+            "as 'module:function'"
         )
     function: Callable[..., Tensor] = getattr(F, loss)
     chosen = dict(_checked_settings(loss, function, settings or {}))

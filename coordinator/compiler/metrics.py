@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from coordinator.compiler.losses import class_dimension, weighted_mean
+from coordinator.compiler.suggestion import suggested
 from headwater.errors import CompileError
 
 Metric = Callable[..., Tensor]
@@ -49,7 +50,7 @@ def _function(metric: Any) -> Metric:
         return function
     if metric not in METRICS:
         raise CompileError(
-            f"metric {metric!r} is not known; use {', '.join(METRICS)}, or a function "
-            "(output, target) -> scalar tensor of your own"
+            f"metric {metric!r} is not known{suggested(metric, METRICS)}; use "
+            f"{', '.join(METRICS)}, or a function (output, target) -> scalar tensor of your own"
         )
     return METRICS[metric]

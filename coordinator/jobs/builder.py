@@ -96,8 +96,16 @@ def is_required(one: "Field[Any]") -> bool:
     return one.default is MISSING and one.default_factory is MISSING and key_of(one).infer is None
 
 
+_OTHER_NAMES = {
+    "lr": "learning_rate", "epochs": "local_epochs", "steps": "local_steps", "wd": "weight_decay",
+    "rounds": "count", "clients": "cohort", "bs": "batch_size",
+}  # fmt: skip
+"""What other programs call some keys."""
+
+
 def _unknown(name: str, known: list[str], path: Path) -> Fault:
-    near = difflib.get_close_matches(name, known, 1)
+    other = _OTHER_NAMES.get(name)
+    near = [other] if other in known else difflib.get_close_matches(name, known, 1)
     question = f'did you mean "{near[0]}"? ' if near else ""
     return Fault((*path, name), f"unknown key; {question}allowed: {', '.join(known)}")
 

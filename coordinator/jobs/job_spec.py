@@ -30,7 +30,7 @@ _DATASET = Pattern(
 )
 _REFERENCE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 _FACTORY = Pattern(_REFERENCE, '"module:name", such as "model:Net"')
-_NAME_OR_FACTORY = Pattern(rf"[a-z_][a-z0-9_]*|{_REFERENCE}", 'a name or "module:function"')
+_NAME_OR_FACTORY = Pattern(rf"[A-Za-z_]\w*|{_REFERENCE}", 'a name or "module:function"')
 _UPDATES = Pattern(
     r"all|none|last [1-9]\d{0,8} rounds?",
     '"all", "none" or "last N rounds", such as "last 5 rounds"',
@@ -393,13 +393,14 @@ class JobSpec:
             yield Fault(
                 ("train", "schedule", "warmup_rounds"), f"below rounds.count ({self.rounds.count})"
             )
-        stop = self.rounds.stop
         measured = ("loss", *map(metric_name, self.model.metrics))
-        if stop is not None and stop.metric not in measured:
-            yield Fault(("rounds", "stop", "metric"), f"one of {', '.join(measured)}")
+        for name, rule in (("stop", self.rounds.stop), ("guard", self.rounds.guard)):
+            if rule is not None and rule.metric not in measured:
+                yield Fault(("rounds", name, "metric"), f"one of {', '.join(measured)}")
         # A larger cohort loses more: what suits the quorum suits every round that commits.
-        if refusal := self.aggregation.chosen.refusal(self.rounds.quorum):
-            yield Fault(("aggregation", "trim"), f"{refusal} (as rounds.quorum)")
+        fewest = 1 if self.rounds.without_quorum == "lower" else self.rounds.quorum
+        if refusal := self.aggregation.chosen.refusal(fewest):
+            yield Fault(("aggregation", "trim"), f"{refusal} (the fewest that a round commits)")
 
     def to_dict(self) -> dict[str, Any]:
         """The job as JSON-able values; keys that are not set are left out."""

@@ -303,7 +303,13 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"loss": "crossentropy"}, "loss 'crossentropy' is not known; use one of cross_entropy"),
+        (
+            {"loss": "crossentropy"},
+            "loss 'crossentropy' is not known, did you mean \"cross_entropy\"\\?; use one of",
+        ),
+        ({"loss": "CrossEntropyLoss"}, 'did you mean "cross_entropy"'),
+        ({"loss": "MSELoss"}, "loss 'MSELoss' is not known"),
+        ({"metrics": ["acuracy"]}, 'did you mean "accuracy"'),
         ({"metrics": ["f1"]}, "metric 'f1' is not known"),
         ({"targets": [TensorSignature("y", (3,), "int64")]}, r"output is \[batch, 5\]"),
         ({"targets": [TensorSignature("y", (), "float32")]}, "declare the target's dtype as int64"),

@@ -276,6 +276,9 @@ def _aggregated(keys: str) -> tuple[str, str]:
          "25: [rounds] stop: needs an evaluation: evaluate.on is empty"),
         ('metric = "accuracy"', 'metric = "f1"',
          '25: [rounds] stop.metric = "f1": one of loss, accuracy'),
+        ('stop = { metric = "accuracy", patience = 5, minimum_change = 0.001 }',
+         'guard = { metric = "f1", tolerance = 0.1 }',
+         '25: [rounds] guard.metric = "f1": one of loss, accuracy'),
         ("deadline_seconds", "deadline",
          '23: [rounds] deadline = 120: unknown key; did you mean "deadline_seconds"? allowed: '
          "count, cohort, over_selection, quorum, deadline_seconds, grace_seconds, without_quorum, "
@@ -408,10 +411,10 @@ def _aggregated(keys: str) -> tuple[str, str]:
          "29: [aggregation] trim = 0: above 0 and below 0.5"),
         (*_aggregated('rule = "trimmed_mean"\ntrim = 0.3'),
          "29: [aggregation] trim = 0.3: 0.3 of 3 updates cuts none: take a larger trim, or at "
-         "least 4 updates (as rounds.quorum)"),
+         "least 4 updates (the fewest that a round commits)"),
         (*_aggregated('rule = "trimmed_mean"'),
          "27: [aggregation] trim: 0.1 of 3 updates cuts none: take a larger trim, or at least 10 "
-         "updates (as rounds.quorum)"),
+         "updates (the fewest that a round commits)"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_reported_with_its_line(job: str, old: str, new: str, message: str) -> None:
