@@ -12,7 +12,7 @@ from headwater.v1 import fleet_pb2 as pb
 from tests.s3 import CREDENTIALS, S3Server
 from tests.system.device import Device, Stream
 from tests.system.fleet import Fleet, FleetFactory
-from tests.system.processes import run
+from tests.system.processes import eventually, run
 
 Bucketed = Callable[..., tuple[Fleet, str]]
 
@@ -122,6 +122,28 @@ def test_uploads_wait_while_the_store_is_away(bucketed: Bucketed, s3_server: S3S
     ben.submit(ben_id, late, [], from_byte=answer.from_byte)
     (step,) = fleet.finish(job)
     assert (step.state, step.accepted) == ("committed", 2)
+
+
+def test_a_job_waits_by_itself_while_the_store_is_away(
+    bucketed: Bucketed, s3_server: S3Server
+) -> None:
+    """A round whose deadline comes while the store is away is folded and cannot be kept: the job
+    says so, and commits the round once the store is back."""
+    fleet, _ = bucketed()
+    (ann, _), (ann_stream, _) = devices_of(fleet)
+    job = fleet.submit(count=1, quorum=1, deadline_seconds=8, evaluate={"on": ["coordinator"]})
+    ann.deliver(ann_stream.next("assignment").assignment_id, ann.update(0.01))
+    with s3_server.away():
+        assert fleet.rounds(job)[0].state == "open"
+        eventually(
+            lambda: "store does not answer" in fleet.control.show_job(job).waiting_for,
+            "a reason to wait",
+        )
+        assert fleet.job(job).state == "running"
+        assert fleet.rounds(job)[0].state == "closing"
+    (step,) = fleet.finish(job)
+    assert (step.state, step.accepted) == ("committed", 1)
+    assert len(fleet.digests(job)) == 2
 
 
 def test_what_is_wrong_with_a_bucket_is_one_line(tmp_path: Path, s3_server: S3Server) -> None:
