@@ -1,7 +1,7 @@
 """Blobs in a bucket of an S3-compatible object store, with copies on this machine."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,13 @@ if TYPE_CHECKING:  # there is nothing of these at run time
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 CHUNK_BYTES = 2**20
+CONCURRENT_PARTS = 4
+"""Of 5 MiB, which one upload has in memory and on its way at a time."""
 
 _RETRY: "RetryConfig" = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 """Hiccups alone: whoever called waits and tries again where the store stays away."""
-_PATIENCE: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "24h"}
-"""A transfer may take long, and is given up on when it stands still."""
+_PATIENCE: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "24h"}
+"""A transfer may take long, and is given up on when it stands still or a part needs a minute."""
 
 
 class BlobBucket:
@@ -76,7 +78,7 @@ class BlobBucket:
         path = relative_path(digest)
         reach("put", path)
         with self._failures():
-            obstore.put(self._objects, path, temporary)
+            obstore.put(self._objects, path, temporary, max_concurrency=CONCURRENT_PARTS)
         reach("stored", path)
         self._cache.adopt(temporary, digest)
 
@@ -134,32 +136,29 @@ class BlobBucket:
 
     def _head(self, digest: str) -> "ObjectMeta | None":
         path = relative_path(digest)
-        try:
-            with self._failures():
-                return obstore.head(self._objects, path)
-        except FileNotFoundError:
-            self.check()  # a bucket that is gone has told the same
-            return None
+        with self._failures(), suppress(FileNotFoundError):
+            return obstore.head(self._objects, path)
+        self.check()  # a bucket that is gone has told the same
+        return None
 
     def _fetched(self, digest: str) -> Iterator[bytes]:
-        try:
-            with self._failures():
-                found = obstore.get(self._objects, relative_path(digest))
-                for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
-                    yield bytes(chunk)
-        except FileNotFoundError:
-            self.check()
-            raise self._missing(digest) from None
+        with self._failures(), suppress(FileNotFoundError):
+            found = obstore.get(self._objects, relative_path(digest))
+            for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
+            return
+        self.check()
+        raise self._missing(digest)
 
     def _missing(self, digest: str) -> BlobError:
         return BlobError(f"blob {digest} is missing from {self.place}: restore a backup")
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """Turn the client's errors into ours; what is not found stays FileNotFoundError."""
+        """Turn the client's errors into ours."""
         try:
             yield
-        except BaseError as error:
+        except (BaseError, FileNotFoundError) as error:
             raise StorageError(f"{self.place}: {reason_of(str(error))}") from error
 
 

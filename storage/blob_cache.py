@@ -88,6 +88,8 @@ class BlobCache:
         finally:
             with self._lock:
                 copy.users -= 1
+                if digest not in self._copies:  # deleted while it was fetched or read
+                    self.directory.delete(digest)
             self._shrink()
 
     def _obtain(self, digest: str, fetch: Callable[[], Iterable[bytes]]) -> None:

@@ -146,6 +146,8 @@ def test_a_bucket_that_is_gone_is_no_missing_blob(opened: Opened, s3_server: S3S
     for ask in (store.read, store.size, store.exists, store.modified_at):
         with pytest.raises(StorageError, match="NoSuchBucket"):
             ask(DIGEST)
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        store.write(CONTENT)
 
 
 def test_other_objects_under_the_prefix_are_left_alone(opened: Opened, s3_server: S3Server) -> None:

@@ -124,6 +124,18 @@ def test_what_is_taken_over_is_not_fetched(tmp_path: Path, source: Source) -> No
     assert source.use(cache, digest) == b"first" and source.fetches == []
 
 
+def test_what_is_deleted_while_it_is_fetched_is_not_left(tmp_path: Path, source: Source) -> None:
+    cache = BlobCache(tmp_path, 100, "there")
+
+    def fetch() -> Iterable[bytes]:
+        yield b"first"
+        cache.delete(source[0])
+
+    with cache.local(source[0], fetch) as path:
+        assert path.read_bytes() == b"first"
+    assert held(cache) == set()
+
+
 def test_threads_that_want_a_blob_fetch_it_once(tmp_path: Path, source: Source) -> None:
     cache, start, seen = BlobCache(tmp_path, 0, "there"), Barrier(8), []
 
