@@ -28,7 +28,7 @@ from headwater.errors import HeldError, UnavailableError, UsageError
 from headwater.freed_memory import keep_freed_memory
 from headwater.status import StatusInterceptor
 from headwater.v1 import control_pb2_grpc, enrollment_pb2_grpc, fleet_pb2_grpc
-from storage.blob_directory import BlobDirectory
+from storage.blob_place import BLOB_CACHE, BLOBS, CACHE_BYTES, open_blobs
 from storage.database import open_database, shown
 from storage.hold import hold_directory
 
@@ -59,7 +59,11 @@ CHANNEL_OPTIONS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What an operator decides. `threads` is what a fold and an evaluation may use."""
+    """What an operator decides. `threads` is what a fold and an evaluation may use.
+
+    `blobs` is the URL of a bucket, None for the data directory; `blob_cache_bytes` bounds the
+    copies of a bucket's blobs on this machine.
+    """
 
     listen: str
     data: Path
@@ -70,6 +74,8 @@ class Settings:
     lease_seconds: float = 30.0
     minimum_bytes_per_second: float = 100.0
     keep_update_rounds: int = 2
+    blobs: str | None = None
+    blob_cache_bytes: int = CACHE_BYTES
 
     @property
     def loopback(self) -> bool:
@@ -87,7 +93,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
     Raises:
         UsageError: another address than loopback without `insecure`.
         UnavailableError: the port is taken.
-        HeldError, SchemaVersionError, StorageError: the data directory or database.
+        HeldError, SchemaVersionError, StorageError: the data directory, database or bucket.
     """
     _check_address(settings)
     keep_freed_memory()
@@ -124,7 +130,12 @@ async def running(
         durable_files.make_folder(spool)
         world = World(
             database=database,
-            blobs=BlobDirectory(settings.data / "blobs"),
+            blobs=open_blobs(
+                settings.blobs,
+                settings.data / BLOBS,
+                settings.data / BLOB_CACHE,
+                settings.blob_cache_bytes,
+            ),
             spool=spool,
             clock=clock or SystemClock(),
             attendance=Attendance(),

@@ -14,9 +14,10 @@ from pathlib import Path
 from sqlalchemy.exc import OperationalError
 
 from headwater import durable_files
-from headwater.errors import UsageError
+from headwater.errors import BlobError, UsageError
 from storage.blob_checks import CHUNK_BYTES, needed_blobs
 from storage.blob_directory import BlobDirectory
+from storage.blob_store import BlobStore
 from storage.copying import copy_database
 from storage.database import Database, open_database
 from storage.failures import translate
@@ -31,12 +32,12 @@ MAXIMUM_SNAPSHOTS = 10
 """Each next one has only the blobs of the time since the last to copy."""
 
 
-def back_up(database: Database, store: BlobDirectory, destination: Path) -> Verification:
+def back_up(database: Database, store: BlobStore, destination: Path) -> Verification:
     """Make a backup, and say what verifying it found; blocking, and safe beside a coordinator.
 
-    Blobs are linked where the destination is on their file system, else copied. The backup of a
-    PostgreSQL database is an SQLite one. What is wrong with the original is wrong with its backup,
-    which is kept.
+    Blobs are linked where the destination is on their file system, else copied; a bucket's are
+    fetched. The backup of a PostgreSQL database is an SQLite one. What is wrong with the original
+    is wrong with its backup, which is kept.
 
     Raises:
         UsageError: the destination is not empty, or is no folder.
@@ -56,7 +57,7 @@ def back_up(database: Database, store: BlobDirectory, destination: Path) -> Veri
     return report
 
 
-def _gather(database: Database, store: BlobDirectory, copies: BlobDirectory, path: Path) -> None:
+def _gather(database: Database, store: BlobStore, copies: BlobDirectory, path: Path) -> None:
     """Snapshot the database and get the blobs that it needs, until both agree.
 
     A blob that was missing before the snapshot that needs it is lost, and verifying tells.
@@ -102,33 +103,31 @@ def _copy_pages(source: Path, path: Path) -> None:
 
 
 def _missing_after_copying(
-    digests: Iterable[str], store: BlobDirectory, copies: BlobDirectory
+    digests: Iterable[str], store: BlobStore, copies: BlobDirectory
 ) -> list[str]:
     """Get each blob that the copies do not have; those that the store has not either."""
     return [one for one in digests if not copies.exists(one) and not _copied(one, store, copies)]
 
 
-def _copied(digest: str, store: BlobDirectory, copies: BlobDirectory) -> bool:
-    path = copies.path(digest)
-    durable_files.make_folder(path.parent)
+def _copied(digest: str, store: BlobStore, copies: BlobDirectory) -> bool:
+    durable_files.make_folder(copies.path(digest).parent)
     try:
-        durable_files.link(store.path(digest), path)
-    except FileNotFoundError:
+        with store.local(digest) as path:
+            _link_or_copy(path, digest, copies)
+    except (BlobError, FileNotFoundError):
         return False
+    return True
+
+
+def _link_or_copy(path: Path, digest: str, copies: BlobDirectory) -> None:
+    try:
+        durable_files.link(path, copies.path(digest))
+    except FileNotFoundError:
+        raise
     except OSError:  # another file system, or one without links
-        return _copied_bytes(digest, store, copies)
-    return True
-
-
-def _copied_bytes(digest: str, store: BlobDirectory, copies: BlobDirectory) -> bool:
-    try:
-        file = store.path(digest).open("rb")
-    except FileNotFoundError:
-        return False
-    with file:
-        temporary, _ = copies.prepare(iter(lambda: file.read(CHUNK_BYTES), b""))
-    copies.adopt(temporary, digest)
-    return True
+        with path.open("rb") as file:
+            temporary, _ = copies.prepare(iter(lambda: file.read(CHUNK_BYTES), b""))
+        copies.adopt(temporary, digest)
 
 
 def _check_empty(destination: Path) -> None:

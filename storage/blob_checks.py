@@ -9,7 +9,7 @@ from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from headwater.errors import StorageError
-from storage.blob_directory import BlobStore
+from storage.blob_store import BlobStore
 from storage.database import Database
 from storage.findings import Finding
 from storage.records import AssignmentState

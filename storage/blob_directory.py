@@ -1,89 +1,15 @@
-"""Blobs: immutable bytes named by their SHA-256, in a directory."""
+"""Blobs in a directory."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from headwater import durable_files
-from headwater.errors import StorageError
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class BlobStore(Protocol):
-    """Where blobs are kept. Digests are 64 lower-case hexadecimal digits.
-
-    A blob is whole or absent, and stays once a call has returned it, also after power loss.
-    """
-
-    def write(self, content: bytes | Iterable[bytes]) -> str:
-        """Keep bytes, and return their digest. Keeping them again changes nothing.
-
-        Raises:
-            DiskFullError: no space is left; nothing was kept.
-            StorageError: the store failed.
-        """
-        ...
-
-    def prepare(self, content: Iterable[bytes]) -> tuple[Path, str]:
-        """Write a synced file for `adopt`, and return it with its digest.
-
-        Raises:
-            DiskFullError: no space is left; nothing was kept.
-            StorageError: the store failed.
-        """
-        ...
-
-    def adopt(self, temporary: Path, digest: str) -> None:
-        """Take over a synced file of this machine whose digest the caller has checked."""
-        ...
-
-    def open(self, digest: str) -> BinaryIO:
-        """Its bytes, to read in parts.
-
-        Raises:
-            StorageError: it is not there.
-        """
-        ...
-
-    def read(self, digest: str, *, verify: bool = True) -> bytes:
-        """All its bytes.
-
-        Raises:
-            StorageError: it is not there, or (`verify`) its bytes are not of this digest.
-        """
-        ...
-
-    def size(self, digest: str) -> int:
-        """How many bytes it has.
-
-        Raises:
-            StorageError: it is not there.
-        """
-        ...
-
-    def exists(self, digest: str) -> bool:
-        """Whether it is there."""
-        ...
-
-    def delete(self, digest: str) -> int:
-        """Remove it, and return its size; 0 when it was not there."""
-        ...
-
-    def digests(self) -> Iterator[str]:
-        """All that are there, sorted."""
-        ...
-
-    def modified_at(self, digest: str) -> datetime | None:
-        """When it was kept, by the store's clock; None when it is not there."""
-        ...
-
-    def remove_temporary(self, before: datetime) -> int:
-        """Remove what broken writes left before a time, and return how many there were."""
-        ...
+from headwater.errors import BlobError, StorageError
+from storage.blob_store import is_digest, relative_path
 
 
 class BlobDirectory:
@@ -93,6 +19,11 @@ class BlobDirectory:
         self.root = root
         self._temporary = root / "temporary"
         durable_files.make_folder(self._temporary)
+
+    @property
+    def place(self) -> str:
+        """See `BlobStore.place`."""
+        return str(self.root)
 
     def write(self, content: bytes | Iterable[bytes]) -> str:
         """See `BlobStore.write`."""
@@ -107,7 +38,7 @@ class BlobDirectory:
         return temporary, hasher.hexdigest()
 
     def adopt(self, temporary: Path, digest: str) -> None:
-        """See `BlobStore.adopt`. The file lies on the same file system."""
+        """See `BlobStore.adopt`."""
         path = self.path(digest)
         durable_files.make_folder(path.parent)
         durable_files.adopt(temporary, path)
@@ -118,9 +49,13 @@ class BlobDirectory:
         Raises:
             StorageError: `digest` is not 64 lower-case hexadecimal digits.
         """
-        if not _DIGEST.fullmatch(digest):
-            raise StorageError(f"{digest!r} is no SHA-256 digest in lower-case hexadecimal")
-        return self.root / digest[:2] / digest
+        return self.root / relative_path(digest)
+
+    @contextmanager
+    def local(self, digest: str) -> Iterator[Path]:
+        """See `BlobStore.local`. Nothing is checked: whoever reads the bytes does."""
+        self.size(digest)
+        yield self.path(digest)
 
     def open(self, digest: str) -> BinaryIO:
         """See `BlobStore.open`."""
@@ -134,7 +69,7 @@ class BlobDirectory:
         with self.open(digest) as file:
             content = file.read()
         if verify and hashlib.sha256(content).hexdigest() != digest:
-            raise StorageError(
+            raise BlobError(
                 f"blob {digest} in {self.root} is damaged: its bytes have another digest; restore "
                 "it from a backup"
             )
@@ -159,7 +94,7 @@ class BlobDirectory:
         """See `BlobStore.digests`."""
         for folder in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
             for path in sorted(folder.iterdir()):
-                if _DIGEST.fullmatch(path.name):
+                if is_digest(path.name):
                     yield path.name
 
     def modified_at(self, digest: str) -> datetime | None:
@@ -178,7 +113,7 @@ class BlobDirectory:
 
     def _unreadable(self, digest: str, error: OSError) -> StorageError:
         if isinstance(error, FileNotFoundError):
-            return StorageError(f"blob {digest} is missing from {self.root}: restore a backup")
+            return BlobError(f"blob {digest} is missing from {self.root}: restore a backup")
         return StorageError(f"blob {digest} in {self.root} cannot be read: {error.strerror}")
 
 

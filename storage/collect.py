@@ -16,7 +16,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from headwater.errors import StorageError
-from storage.blob_directory import BlobStore
+from storage.blob_store import BlobStore
 from storage.blobs import is_referenced, references
 from storage.database import Database
 from storage.records import CollectionReport

@@ -8,8 +8,10 @@ from pathlib import Path
 from sqlalchemy import distinct, func, select, text
 from sqlalchemy.orm import Session
 
+from headwater.errors import BlobError
 from storage.blob_checks import KEPT
-from storage.blob_directory import BlobDirectory
+from storage.blob_place import BLOB_CACHE, BLOBS
+from storage.blob_store import BlobStore
 from storage.blobs import references
 from storage.database import Database
 from storage.retention import JOB_POLICY
@@ -47,11 +49,13 @@ class Usage:
 
     `unreferenced` and old `temporary` files go with the next collection; `spool` holds the parts
     of uploads that are under way or can be resumed, `quarantine` the updates that were refused.
+    `copies` are those of a bucket's blobs on this machine.
     """
 
     blobs: dict[str, Amount]
     unreferenced: Amount
     temporary: Amount
+    copies: Amount
     spool: Amount
     quarantine: Amount
     database_bytes: int
@@ -59,7 +63,7 @@ class Usage:
     kept: list[KeptUpdates]
 
 
-def usage(database: Database, store: BlobDirectory, directory: Path) -> Usage:
+def usage(database: Database, store: BlobStore, directory: Path) -> Usage:
     """Measure a data directory and its database; blocking, and safe beside a coordinator.
 
     Raises:
@@ -67,11 +71,14 @@ def usage(database: Database, store: BlobDirectory, directory: Path) -> Usage:
     """
     blobs, unreferenced = database.read_now(_by_kind)
     known = database.read_now(lambda session: set(session.scalars(select(Blob.digest))))
-    strays = _amount(store.path(one) for one in store.digests() if one not in known)
+    strays = _amount_of_blobs(store, (one for one in store.digests() if one not in known))
     return Usage(
         blobs=blobs,
         unreferenced=Amount(unreferenced.count + strays.count, unreferenced.bytes + strays.bytes),
-        temporary=_amount((store.root / "temporary").iterdir()),
+        temporary=_amount(
+            path for one in (BLOBS, BLOB_CACHE) for path in (directory / one).glob("temporary/*")
+        ),
+        copies=_amount((directory / BLOB_CACHE).glob("[0-9a-f][0-9a-f]/*")),
         spool=_amount((directory / "spool").glob("*.part")),
         quarantine=_amount((directory / "quarantine").glob("*.update")),
         database_bytes=database.read_now(_database_bytes),
@@ -122,6 +129,17 @@ def _kept(session: Session) -> list[KeptUpdates]:
 def _database_bytes(session: Session) -> int:
     is_sqlite = session.get_bind().dialect.name == "sqlite"
     return int(session.scalar(text(_SQLITE_SIZE if is_sqlite else _POSTGRESQL_SIZE)) or 0)
+
+
+def _amount_of_blobs(store: BlobStore, digests: Iterable[str]) -> Amount:
+    """Blobs that may go while they are counted."""
+    sizes = []
+    for digest in digests:
+        try:
+            sizes.append(store.size(digest))
+        except BlobError:
+            continue
+    return Amount(len(sizes), sum(sizes))
 
 
 def _amount(paths: Iterable[Path]) -> Amount:

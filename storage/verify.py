@@ -22,7 +22,7 @@ from storage.blob_checks import (
     row_fault,
     still_needed,
 )
-from storage.blob_directory import BlobStore
+from storage.blob_store import BlobStore
 from storage.database import Database
 from storage.findings import Finding, Place
 from storage.job_checks import job_findings

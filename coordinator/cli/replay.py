@@ -9,6 +9,7 @@ import click
 
 from coordinator.aggregation.rules import RULES
 from coordinator.cli import show
+from coordinator.cli.data_place import blobs_option, opened
 from coordinator.cli.options import json_option
 from coordinator.jobs.job_spec import Aggregation
 from coordinator.model_file import is_weights_file, write_model
@@ -21,8 +22,6 @@ from headwater.layout import Weights
 from headwater.plan import Plan
 from headwater.safetensors import write_weights
 from headwater.sources import DataSource, open_source, parse_binding
-from storage.blob_directory import BlobDirectory
-from storage.database import open_database
 
 _SAME = "the same weights, bit for bit"
 _OTHER = "other weights than the committed ones"
@@ -78,6 +77,7 @@ _OTHER = "other weights than the committed ones"
     show_default=True,
     help="They change the speed and no bit of the weights.",
 )
+@blobs_option
 @json_option
 def replay(
     job: str,
@@ -89,6 +89,7 @@ def replay(
     output: Path | None,
     directory: Path,
     database: str | None,
+    blobs_url: str | None,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -101,13 +102,11 @@ def replay(
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"--output {output}: there is no folder {output.parent}")
     what_if = WhatIf(without, rule, trim)
-    url = database or f"sqlite:///{directory.resolve() / 'headwater.db'}"
-    with open_database(url) as opened:
-        step = opened.read_now(partial(committed_round, reference=job, number=number))
-    blobs = _blobs(directory)
-    plan = Plan.from_blobs(step.plan.manifest.encode(), blobs.read)
-    source = _held_out(step, plan, dict(map(parse_binding, bindings)))
-    done = replayed(blobs, step, plan, what_if, source, threads)
+    with opened(directory, database, blobs_url) as (held, blobs):
+        step = held.read_now(partial(committed_round, reference=job, number=number))
+        plan = Plan.from_blobs(step.plan.manifest.encode(), blobs.read)
+        source = _held_out(step, plan, dict(map(parse_binding, bindings)))
+        done = replayed(blobs, step, plan, what_if, source, threads)
     if output is not None:
         _write(output, plan, done.weights, Origin(job, step.version.number))
     if as_json:
@@ -118,15 +117,6 @@ def replay(
             click.echo(f"{output}: {show.size(output.stat().st_size)}")
     if not what_if and done.digest != step.version.weights_digest:
         raise click.exceptions.Exit(1)
-
-
-def _blobs(directory: Path) -> BlobDirectory:
-    folder = directory / "blobs"
-    if not folder.is_dir():  # opening would make it
-        raise UsageError(
-            f"--data-directory {directory}: there are no blobs; name the one of `headwater serve`"
-        )
-    return BlobDirectory(folder)
 
 
 def _held_out(step: CommittedRound, plan: Plan, bindings: Mapping[str, str]) -> DataSource | None:

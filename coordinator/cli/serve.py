@@ -13,6 +13,7 @@ from coordinator.server import serve as serve_until_stopped
 from headwater.errors import UsageError
 from headwater.logs import configure_logs
 from headwater.sources.binding import absent_path, parse_binding
+from storage.blob_place import CACHE_BYTES
 
 _log = logging.getLogger("headwater.serve")
 
@@ -40,6 +41,19 @@ _log = logging.getLogger("headwater.serve")
     metavar="URL",
     envvar="HEADWATER_DATABASE",
     help="sqlite:///PATH or postgresql://USER@HOST/NAME; SQLite in the data directory by default.",
+)
+@click.option(
+    "--blobs",
+    metavar="URL",
+    envvar="HEADWATER_BLOBS",
+    help="Keep blobs in this bucket, s3://BUCKET/PREFIX; in the data directory by default.",
+)
+@click.option(
+    "--blob-cache-gib",
+    type=click.FloatRange(0),
+    default=CACHE_BYTES / 2**30,
+    show_default=True,
+    help="What local copies of a bucket's blobs may take, in GiB, beside those in use.",
 )
 @click.option(
     "--data",
@@ -93,6 +107,8 @@ def serve(
     listen: str,
     directory: Path,
     database: str | None,
+    blobs: str | None,
+    blob_cache_gib: float,
     bindings: tuple[str, ...],
     insecure: bool,
     threads: int,
@@ -105,6 +121,8 @@ def serve(
 
     Jobs continue where they were when it starts again on the same data directory and database.
     """
+    if not isfinite(blob_cache_gib):
+        raise UsageError(f"--blob-cache-gib {blob_cache_gib} is no size")
     if not isfinite(lease_seconds):
         raise UsageError(f"--lease-seconds {lease_seconds} is no number of seconds")
     configure_logs(log_format)
@@ -119,6 +137,8 @@ def serve(
         lease_seconds=lease_seconds,
         minimum_bytes_per_second=minimum_bytes_per_second,
         keep_update_rounds=keep_update_rounds,
+        blobs=blobs,
+        blob_cache_bytes=int(blob_cache_gib * 2**30),
     )
     for name, binding in settings.held_out.items():
         if path := absent_path(binding):

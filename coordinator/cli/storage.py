@@ -40,13 +40,15 @@ def storage() -> None:
 @storage.command()
 @click.option("--quick", is_flag=True, help="Look at the blobs' sizes; do not read their bytes.")
 @stored
-def verify(quick: bool, directory: Path, database: str | None, as_json: bool) -> int:
+def verify(
+    quick: bool, directory: Path, database: str | None, blobs_url: str | None, as_json: bool
+) -> int:
     """Check that the rows agree with each other and that every needed blob is whole.
 
     It writes nothing, and may run beside the coordinator. Exit code 0 when nothing is wrong, 1
     with a line for each thing that is.
     """
-    with opened(directory, database) as (held, blobs):
+    with opened(directory, database, blobs_url) as (held, blobs):
         report = verify_storage(held, blobs, quick=quick)
     return _told(report, as_json=as_json, note=" (sizes only)" if quick else "")
 
@@ -69,9 +71,9 @@ def _told(report: Verification, *, as_json: bool, note: str = "") -> int:
 
 @storage.command()
 @stored
-def status(directory: Path, database: str | None, as_json: bool) -> None:
+def status(directory: Path, database: str | None, blobs_url: str | None, as_json: bool) -> None:
     """Show what takes how much of the disk, and whose updates are kept."""
-    with opened(directory, database) as (held, blobs):
+    with opened(directory, database, blobs_url) as (held, blobs):
         found = usage(held, blobs, directory)
     if as_json:
         show.print_json(asdict(found))
@@ -88,6 +90,7 @@ def _amounts(found: Usage) -> Iterator[tuple[str, int, str]]:
         **found.blobs,
         "unreferenced": found.unreferenced,
         "temporary": found.temporary,
+        "copies of a bucket's": found.copies,
         "parts of uploads": found.spool,
         "refused updates": found.quarantine,
     }
@@ -108,17 +111,21 @@ def _kept_row(kept: KeptUpdates) -> tuple[object, ...]:
 )
 @stored
 def collect(
-    keep_update_rounds: int | None, directory: Path, database: str | None, as_json: bool
+    keep_update_rounds: int | None,
+    directory: Path,
+    database: str | None,
+    blobs_url: str | None,
+    as_json: bool,
 ) -> None:
     """Remove now what nothing needs any more; the coordinator does so by itself while it runs.
 
     It may run beside the coordinator: a file goes in the same database write that finds it free.
     """
-    with opened(directory, database) as (held, blobs):
+    with opened(directory, database, blobs_url) as (held, blobs):
         if missing := missing_blobs(held, blobs):
             raise StorageError(
                 f"{len(missing)} blobs that {shown(database or 'the database')} needs are missing "
-                f"from {blobs.root}, so it may be another's directory: nothing was removed; "
+                f"from {blobs.place}, so it may be another's directory: nothing was removed; "
                 "`headwater storage verify --quick` names them"
             )
         report = collect_garbage(
@@ -136,13 +143,15 @@ def collect(
 @storage.command()
 @click.argument("destination", type=click.Path(path_type=Path))
 @stored
-def backup(destination: Path, directory: Path, database: str | None, as_json: bool) -> int:
+def backup(
+    destination: Path, directory: Path, database: str | None, blobs_url: str | None, as_json: bool
+) -> int:
     """Make a backup in the new folder DESTINATION, and verify it.
 
     The coordinator may run meanwhile. A backup is a data directory with an SQLite database, also
     of PostgreSQL: to restore it, copy it and start a coordinator on the copy. Exit code 1, with a
     line for each thing, when the backup is kept and something in it is wrong.
     """
-    with opened(directory, database) as (held, blobs):
+    with opened(directory, database, blobs_url) as (held, blobs):
         report = back_up(held, blobs, destination.resolve())
     return _told(report, as_json=as_json, note=f" in {destination}")

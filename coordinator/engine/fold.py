@@ -5,6 +5,7 @@ repeated after a crash and gives the same bytes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,13 @@ from coordinator.aggregation.rule import Rule, fold
 from coordinator.aggregation.soundness import fault_of
 from coordinator.engine.live import JobRun
 from coordinator.engine.world import World
-from headwater.errors import UpdateError, UserError
+from headwater.errors import BlobError, UpdateError, UserError
 from headwater.evaluation import evaluate
 from headwater.layout import Layout, Weights
 from headwater.safetensors import map_weights, weights_chunks, weights_size_bytes
 from headwater.sources import open_source
 from headwater.updates import StoredUpdate, encoding_named
-from storage.blob_directory import BlobDirectory
+from storage.blob_store import BlobStore
 from storage.records import (
     AssignmentRecord,
     AssignmentState,
@@ -63,11 +64,17 @@ def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
     Raises:
         PlanError, StorageError: the base weights are not what they were, or the disk failed.
     """
+    with ExitStack() as held:
+        return _fold(world, run, record, held)
+
+
+def _fold(world: World, run: JobRun, record: RoundRecord, held: ExitStack) -> Folded:
+    """`held` keeps the files that are read on this machine."""
     accepted = [one for one in record.assignments if one.state is AssignmentState.ACCEPTED]
-    base = map_weights(world.blobs.path(record.base_weights_digest), run.layout)
+    base = local_weights(world.blobs, record.base_weights_digest, run.layout)
     rule = run.spec.aggregation.chosen
     attempt = partial(_attempt, rule, base, layout=run.layout, threads=world.threads)
-    contributions, unsound = _opened(world, run, accepted)
+    contributions, unsound = _opened(world, run, accepted, held)
     weights, fault = attempt(list(contributions.values()))
     if fault:
         unsound |= _unsound(attempt, contributions)
@@ -87,32 +94,44 @@ def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
 
 
 def _opened(
-    world: World, run: JobRun, accepted: Sequence[AssignmentRecord]
+    world: World, run: JobRun, accepted: Sequence[AssignmentRecord], held: ExitStack
 ) -> tuple[dict[int, Contribution], dict[int, str]]:
     """The stored updates, and those that cannot be read with the reason."""
     contributions: dict[int, Contribution] = {}
     unreadable: dict[int, str] = {}
     for one in accepted:
         try:
-            contributions[one.id] = contribution_of(world.blobs, run.layout, one)
-        except (UpdateError, FileNotFoundError) as error:
+            contributions[one.id] = contribution_of(world.blobs, run.layout, one, held)
+        except (UpdateError, BlobError) as error:
             unreadable[one.id] = f"its stored update cannot be read: {error}"
     return contributions, unreadable
 
 
 def contribution_of(
-    blobs: BlobDirectory, layout: Layout, assignment: AssignmentRecord
+    blobs: BlobStore, layout: Layout, assignment: AssignmentRecord, held: ExitStack
 ) -> Contribution:
-    """The stored update of an accepted assignment.
+    """The stored update of an accepted assignment, which can be read until `held` is closed.
 
     Raises:
         UpdateError: the file's frames are not those of an update of this layout.
-        FileNotFoundError: it is not there.
+        BlobError: it is missing, or damaged.
+        StorageError: the store failed.
     """
     digest = assignment.update_digest or ""
     encoding = encoding_named(assignment.update_encoding or "")
-    update = StoredUpdate(blobs.path(digest), layout, encoding)
+    update = StoredUpdate(held.enter_context(blobs.local(digest)), layout, encoding)
     return Contribution(digest, assignment.examples or 0, update)
+
+
+def local_weights(blobs: BlobStore, digest: str, layout: Layout) -> Weights:
+    """Stored weights, the floats mapped from a file of this machine.
+
+    Raises:
+        BlobError, StorageError: the blob is missing, or the store failed.
+        PlanError: it holds weights of another layout.
+    """
+    with blobs.local(digest) as path:
+        return map_weights(path, layout)
 
 
 def _attempt(

@@ -99,7 +99,7 @@ class JobLoop:
             if isinstance(failure, HeldError):
                 self.displaced.set()
             _log.error("job %s waits, and tries again: %s", run.record.reference, failure)
-            await wait_for(run, f"waits for the coordinator's disk or database: {failure}")
+            await wait_for(run, f"waits for the coordinator's storage: {failure}")
             await self.world.clock.wait(asyncio.Event(), RETRY_SECONDS)
             try:
                 await catch_up(self.world, run)

@@ -19,7 +19,8 @@ async def recover_run(world: World, record: JobRecord) -> JobRun:
         PlanError: its plan's blobs are damaged or missing.
     """
     plan_record = await world.database.read(partial(plan_repository.get, digest=record.plan_digest))
-    plan = Plan.from_blobs(plan_record.manifest.encode(), world.blobs.read)
+    manifest = plan_record.manifest.encode()
+    plan = await world.work(Plan.from_blobs, manifest, world.blobs.read)
     run = JobRun(record, JobSpec.from_dict(record.spec), plan)
     round_record = await world.database.read(partial(round_repository.unfinished, job_id=record.id))
     if round_record is not None:

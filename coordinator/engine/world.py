@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 from coordinator.engine.attendance import Attendance
 from coordinator.engine.clock import Clock
 from coordinator.engine.eligibility import Eligibility
-from storage.blob_directory import BlobDirectory
+from storage.blob_store import BlobStore
 from storage.database import Database
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class World:
     """
 
     database: Database
-    blobs: BlobDirectory
+    blobs: BlobStore
     spool: Path
     clock: Clock
     attendance: Attendance

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from coordinator.aggregation.rule import Rule, fold
 from coordinator.aggregation.soundness import fault_of
-from coordinator.engine.fold import EVALUATION_BATCH, contribution_of
+from coordinator.engine.fold import EVALUATION_BATCH, contribution_of, local_weights
 from coordinator.jobs.job_spec import Aggregation
 from coordinator.replay.committed_round import (
     CommittedRound,
@@ -14,13 +15,13 @@ from coordinator.replay.committed_round import (
     aggregation_of,
     kept_updates,
 )
-from headwater.errors import StorageError, UpdateError
+from headwater.errors import BlobError, StorageError, UpdateError
 from headwater.evaluation import Evaluator
 from headwater.layout import Layout, Weights
 from headwater.plan import Plan
-from headwater.safetensors import map_weights, weights_chunks
+from headwater.safetensors import weights_chunks
 from headwater.sources import DataSource
-from storage.blob_directory import BlobDirectory
+from storage.blob_store import BlobStore
 from storage.records import AssignmentRecord
 
 
@@ -42,7 +43,7 @@ class Replayed:
 
 
 def replayed(
-    blobs: BlobDirectory,
+    blobs: BlobStore,
     step: CommittedRound,
     plan: Plan,
     what_if: WhatIf,
@@ -81,7 +82,7 @@ def replayed(
 
 
 def refold(
-    blobs: BlobDirectory,
+    blobs: BlobStore,
     step: CommittedRound,
     kept: Sequence[AssignmentRecord],
     rule: Rule,
@@ -101,13 +102,14 @@ def refold(
     for one in kept:
         if not blobs.exists(one.update_digest or ""):
             raise StorageError(
-                f"the update of {one.client_name} in {step.name} is not in {blobs.root}: it was "
+                f"the update of {one.client_name} in {step.name} is not in {blobs.place}: it was "
                 "collected a moment ago, or this is not the coordinator's data directory"
             )
         check_blob(blobs, one.update_digest or "")
     try:
-        contributions = [contribution_of(blobs, layout, one) for one in kept]
-        weights = fold(rule, base, contributions, layout, threads)
+        with ExitStack() as held:
+            contributions = [contribution_of(blobs, layout, one, held) for one in kept]
+            weights = fold(rule, base, contributions, layout, threads)
     except FileNotFoundError as error:
         raise StorageError(f"{error.filename} was collected while it was read") from error
     if fault := fault_of(weights, layout):
@@ -115,7 +117,7 @@ def refold(
     return weights
 
 
-def verified_weights(blobs: BlobDirectory, digest: str, layout: Layout) -> Weights:
+def verified_weights(blobs: BlobStore, digest: str, layout: Layout) -> Weights:
     """Stored weights, the floats mapped from disk.
 
     Raises:
@@ -123,10 +125,10 @@ def verified_weights(blobs: BlobDirectory, digest: str, layout: Layout) -> Weigh
         PlanError: it holds weights of another layout.
     """
     check_blob(blobs, digest)
-    return map_weights(blobs.path(digest), layout)
+    return local_weights(blobs, digest, layout)
 
 
-def check_blob(blobs: BlobDirectory, digest: str) -> None:
+def check_blob(blobs: BlobStore, digest: str) -> None:
     """Hold a blob's bytes against its digest, in pieces.
 
     Raises:
@@ -137,9 +139,9 @@ def check_blob(blobs: BlobDirectory, digest: str) -> None:
         for chunk in iter(lambda: file.read(2**20), b""):
             hasher.update(chunk)
     if (found := hasher.hexdigest()) != digest:
-        raise StorageError(
-            f"blob {digest} in {blobs.root} is damaged: its bytes have the digest {found}; restore "
-            "it from a backup"
+        raise BlobError(
+            f"blob {digest} in {blobs.place} is damaged: its bytes have the digest {found}; "
+            "restore it from a backup"
         )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from headwater.errors import UpdateError, UsageError
 from headwater.v1 import control_pb2, control_pb2_grpc
 from storage import blobs as blob_repository
 from storage import history
+from storage.blob_store import BlobStore
 from storage.records import JobState
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -48,7 +49,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         """Which blobs are not here; all are pinned until a job refers to them."""
         digests = [checked_digest(digest) for digest in request.digests]
         await self._pin(digests)  # first, so that no collection comes between look and answer
-        missing = [one for one in digests if not self._world.blobs.exists(one)]
+        missing = await self._world.work(_absent, self._world.blobs, digests)
         return control_pb2.MissingResponse(digests=missing)
 
     async def Store(  # noqa: N802
@@ -196,7 +197,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             await run.news_after(news)
 
     async def _content(self, digest: str) -> AsyncIterator[bytes]:
-        with self._world.blobs.open(digest) as file:
+        with await self._world.work(self._world.blobs.open, digest) as file:
             while data := await self._world.work(file.read, CHUNK_BYTES):
                 yield data
 
@@ -242,6 +243,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
         if hasher.hexdigest() != digest:
             raise UpdateError(f"the bytes have the digest {hasher.hexdigest()}, not {digest}")
         return size_bytes
+
+
+def _absent(blobs: BlobStore, digests: Sequence[str]) -> list[str]:
+    return [one for one in digests if not blobs.exists(one)]
 
 
 def _created(path: Path) -> BinaryIO:

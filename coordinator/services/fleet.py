@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from io import SEEK_END
+from typing import Any, BinaryIO
 
 import grpc.aio
 
@@ -18,6 +19,7 @@ from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import checked_digest, checked_hello, printable
 from coordinator.services.uploads import Uploads, wanted
 from headwater.errors import (
+    BlobError,
     ConflictError,
     DisplacedError,
     HeadwaterError,
@@ -28,6 +30,7 @@ from headwater.steps import reach
 from headwater.v1 import fleet_pb2, fleet_pb2_grpc
 from storage import clients as client_repository
 from storage import rounds as round_repository
+from storage.blob_store import BlobStore
 from storage.records import AssignmentState
 
 _log = logging.getLogger("headwater.fleet")
@@ -78,14 +81,13 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         self, request: fleet_pb2.FetchRequest, context: Context
     ) -> AsyncIterator[fleet_pb2.FetchResponse]:
         """Stream a blob from an offset; its bytes count for the assignment that it is for."""
-        digest = checked_digest(request.digest)
-        if not self._world.blobs.exists(digest):
-            raise NotFoundError(f"there is no blob {digest}")
-        size_bytes = self._world.blobs.size(digest)
-        if not 0 <= request.offset_bytes <= size_bytes:
-            raise UsageError(f"offset {request.offset_bytes} lies outside of {size_bytes} bytes")
         found = self._engine.find(request.assignment_id, request.client_id)
-        with self._world.blobs.open(digest) as file:
+        with await self._world.work(_opened, self._world.blobs, request.digest) as file:
+            size_bytes = file.seek(0, SEEK_END)
+            if not 0 <= request.offset_bytes <= size_bytes:
+                raise UsageError(
+                    f"offset {request.offset_bytes} lies outside of {size_bytes} bytes"
+                )
             file.seek(request.offset_bytes)
             yield fleet_pb2.FetchResponse(size_bytes=size_bytes)
             while data := await self._world.work(file.read, CHUNK_BYTES):
@@ -262,6 +264,16 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     def _renew(self, live: LiveAssignment) -> None:
         live.lease_ends = self._world.clock.monotonic() + self._world.lease_seconds
+
+
+def _opened(blobs: BlobStore, digest: str) -> BinaryIO:
+    """A blob to read; raises NotFoundError where there is none."""
+    try:
+        return blobs.open(checked_digest(digest))
+    except BlobError:
+        if blobs.exists(digest):
+            raise
+        raise NotFoundError(f"there is no blob {digest}") from None
 
 
 async def _first(requests: AsyncIterator[fleet_pb2.AttendRequest]) -> fleet_pb2.Hello:

@@ -1,8 +1,9 @@
 """A job on its way in: the job file checked again, the plan verified, the first weights made."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 from sqlalchemy.orm import Session
@@ -58,17 +59,30 @@ async def _submit(world: World, request: control_pb2.SubmitJobRequest) -> JobRec
         partial(blob_repository.pin, digest=digest, holder=PIN_HOLDER, now=world.clock.now())
     )
     await world.work(world.blobs.adopt, temporary, digest)
+    members = _members(plan)
     return await world.database.write(
         partial(
             _write,
-            world=world,
+            sizes=await world.work(_sizes, world, [*members.values(), digest]),
             spec=spec,
             plan=plan,
+            members=members,
             job_file=request.job_file,
             weights_digest=digest,
             parent=parent,
+            now=world.clock.now(),
         )
     )
+
+
+def _members(plan: Plan) -> dict[str, str]:
+    """The digests of the plan's blobs by name."""
+    members = plan.manifest.members.items()
+    return {MANIFEST: plan.digest} | {name: member.digest for name, member in members}
+
+
+def _sizes(world: World, digests: Iterable[str]) -> dict[str, int]:
+    return {digest: world.blobs.size(digest) for digest in digests}
 
 
 async def _unpin(world: World, plan_digest: str) -> None:
@@ -151,7 +165,8 @@ def _fitting(world: World, digest: str, layout: Layout, what: str) -> Weights:
     if not world.blobs.exists(digest):
         raise ConflictError(f"{what} ({digest}) was not sent: send it first")
     try:
-        return read_weights(world.blobs.path(digest), layout)
+        with world.blobs.local(digest) as path:
+            return read_weights(path, layout)
     except PlanError as error:
         raise PlanError(f"{what} cannot be started from: {error}") from error
 
@@ -159,20 +174,19 @@ def _fitting(world: World, digest: str, layout: Layout, what: str) -> Weights:
 def _write(
     session: Session,
     *,
-    world: World,
+    sizes: Mapping[str, int],
     spec: JobSpec,
     plan: Plan,
+    members: Mapping[str, str],
     job_file: str,
     weights_digest: str,
     parent: ModelRecord | None,
+    now: datetime,
 ) -> JobRecord:
     """One transaction: the plan's blobs, the plan, the job with its version 0."""
-    now = world.clock.now()
-    members = {MANIFEST: plan.digest}
-    members |= {name: member.digest for name, member in plan.manifest.members.items()}
     for digest in members.values():
         blob_repository.register(
-            session, digest=digest, size_bytes=world.blobs.size(digest), kind="plan", now=now
+            session, digest=digest, size_bytes=sizes[digest], kind="plan", now=now
         )
     plan_repository.add(
         session,
@@ -191,7 +205,7 @@ def _write(
         dataset=spec.dataset,
         seed=spec.seed,
         weights_digest=weights_digest,
-        weights_size_bytes=world.blobs.size(weights_digest),
+        weights_size_bytes=sizes[weights_digest],
         parent_version_id=parent.id if parent else None,
         now=now,
     )

@@ -13,7 +13,8 @@
     │   └── MissingExtraError          an optional package that is not installed
     └── WorldError                   the world: trying again later can help
         ├── UnavailableError           the other side cannot be reached or is stopping
-        ├── StorageError               the database or the disk failed
+        ├── StorageError               the database, the disk or the object store failed
+        │   ├── BlobError                a blob is missing or damaged
         │   ├── DiskFullError            no space is left
         │   ├── SchemaVersionError       the database is of another schema version
         │   └── HeldError                another process holds this database or directory
@@ -87,7 +88,11 @@ class UnavailableError(WorldError):
 
 
 class StorageError(WorldError):
-    """The database or the disk failed."""
+    """The database, the disk or the object store failed."""
+
+
+class BlobError(StorageError):
+    """A blob is missing from its store, or its bytes are of another digest."""
 
 
 class DiskFullError(StorageError):

@@ -30,6 +30,7 @@ _CODE_OF_ERROR: dict[type[HeadwaterError], grpc.StatusCode] = {
     errors.MissingExtraError: grpc.StatusCode.UNIMPLEMENTED,
     errors.UserError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.BlobError: grpc.StatusCode.DATA_LOSS,
     errors.DiskFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.SchemaVersionError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.HeldError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -26,6 +26,7 @@ HEAVY = {
     "onnx_ir": ("coordinator/compiler/",),
     "sqlalchemy": ("storage/", "coordinator/"),
     "alembic": ("storage/",),
+    "obstore": ("storage/",),
     "pyarrow": ("proto/headwater/",),
     "PIL": ("proto/headwater/",),
     "sklearn": ("proto/headwater/",),

@@ -294,7 +294,7 @@ def test_an_unknown_job_and_a_folder_without_blobs(past, replay, tmp_path) -> No
     assert replay("1", job="tiger") == (2, "headwater: there is no job 'tiger'; there is tiny\n")
     (tmp_path / "blobs").rename(tmp_path / "elsewhere")
     code, text = replay("1")
-    assert (code, "there are no blobs; name the one of `headwater serve`" in text) == (2, True)
+    assert (code, "is no coordinator's data directory" in text) == (2, True)
     assert not (tmp_path / "blobs").exists()
 
 

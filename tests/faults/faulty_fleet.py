@@ -9,9 +9,10 @@ from pathlib import Path
 from coordinator.compiler.compiled_plan import CompiledPlan
 from headwater.errors import HeadwaterError
 from headwater.v1 import control_pb2
-from storage.blob_directory import BlobDirectory
+from storage.blob_place import open_blobs
 from storage.database import open_database
 from storage.verify import verify
+from tests.s3 import CREDENTIALS
 from tests.system.fleet import Fleet
 from tests.system.processes import PATIENCE_SECONDS
 
@@ -35,9 +36,11 @@ class FaultyFleet(Fleet):
     """A fleet that kills each of its programs once at most, and starts what died again."""
 
     def __init__(
-        self, folder: Path, plan: CompiledPlan, *faults: Fault, database: str = ""
+        self, folder: Path, plan: CompiledPlan, *faults: Fault, database: str = "", blobs: str = ""
     ) -> None:
         super().__init__(folder, plan)
+        self.blobs = blobs
+        self.environment.update(CREDENTIALS)
         self.where = database or self.database
         self._faults = list(faults)
         self.restarts: Counter[str] = Counter()
@@ -65,7 +68,7 @@ class FaultyFleet(Fleet):
         Raises:
             AssertionError: it does not end, or a program ends that was not killed.
         """
-        self._serve_again("--lease-seconds", "20", "--database", self.where)
+        self._serve_again("--lease-seconds", "20", "--database", self.where, "--blobs", self.blobs)
         for name in CLIENTS:
             self.start_client(name)
         job = self._submitted()
@@ -139,8 +142,9 @@ class FaultyFleet(Fleet):
             assert {name: row.state for name, row in rows.items()} == dict.fromkeys(
                 CLIENTS, "accepted"
             )
+        blobs = open_blobs(self.blobs, self.data / "blobs", self.folder / "copies", 2**20)
         with open_database(self.where) as database:
-            found = verify(database, BlobDirectory(self.data / "blobs"))
+            found = verify(database, blobs)
         assert not found.findings, found.findings
         return rounds
 

@@ -17,7 +17,7 @@ from headwater import steps
 
 _OF_FILES = {
     "write", "sync", "rename", "move", "replace", "remove", "link", "sync folder",
-    "make folder",
+    "make folder", "put", "stored", "delete",
 }  # fmt: skip
 _BETWEEN = {"headwater.steps", "headwater.durable_files", "contextlib"}
 

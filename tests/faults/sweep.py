@@ -77,10 +77,11 @@ def disturbed(
     faults: Sequence[Fault],
     expected: list[str],
     database: str = "",
+    blobs: str = "",
 ) -> Outcome:
     """Run the job once more, with these faults."""
     began = time.monotonic()
-    fleet = FaultyFleet(folder, plan, *faults, database=database)
+    fleet = FaultyFleet(folder, plan, *faults, database=database, blobs=blobs)
     failure = ""
     try:
         fleet.check(fleet.run_job(), expected)

@@ -15,6 +15,7 @@ from coordinator.compiler.compiled_plan import CompiledPlan
 from tests.faults.faulty_fleet import JOB, Fault
 from tests.faults.sweep import disturbed, made, program_name, undisturbed
 from tests.postgresql import PostgresqlServer
+from tests.s3 import S3Server
 from tests.system.training import write_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,10 +52,13 @@ ELSEWHERE = {
     "edge_client.journal.Journal._set_aside": "a journal that is damaged",
     "headwater.plan.write_plan": "an author's machine",
     "storage.backup._copied": "a backup",
+    "storage.backup._link_or_copy": "a backup",
     "storage.backup._empty": "a backup",
     "storage.backup._gather": "a backup",
     "storage.backup.back_up": "a backup",
     "storage.backup.take_snapshot": "a backup",
+    "storage.blob_bucket.BlobBucket.write": "a file that a bucket does not take",
+    "storage.blob_cache.BlobCache._obtain": "a bucket, and no copy of a blob",
     "storage.blob_directory.BlobDirectory.delete": "the collection of old updates",
     "storage.blob_directory.BlobDirectory.remove_temporary": "the collection of old files",
 }
@@ -103,6 +107,27 @@ def test_a_job_goes_on_with_postgresql(
     database = postgresql_server.create_database()
     fault = Fault("coordinator", label, 2)
     outcome = disturbed(made(tmp_path / "fleet"), plan, [fault], calm[0], database)
+    assert not outcome.failure, outcome.failure
+    assert outcome.restarts == 1
+
+
+@pytest.mark.parametrize(("step", "before_last"), [("put", 0), ("stored", 1)])
+def test_a_job_goes_on_with_a_bucket(
+    plan: CompiledPlan,
+    calm: tuple[list[str], dict[str, Counter[str]]],
+    tmp_path: Path,
+    s3_server: S3Server,
+    step: str,
+    before_last: int,
+) -> None:
+    """The same model as with a directory: killed before the last weights are in the bucket, and
+    after the last update is there and before the database says so."""
+    expected, passed = calm
+    puts = passed["coordinator"]["rename: storage.blob_directory.BlobDirectory.adopt"]
+    label = f"{step}: storage.blob_bucket.BlobBucket.adopt"
+    fault = Fault("coordinator", label, puts - before_last)
+    place, blobs = made(tmp_path / "fleet"), s3_server.new_bucket()
+    outcome = disturbed(place, plan, [fault], expected, blobs=blobs)
     assert not outcome.failure, outcome.failure
     assert outcome.restarts == 1
 

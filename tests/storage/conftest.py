@@ -11,6 +11,7 @@ from storage.database import Database, open_database
 from storage.postgresql import postgresql_engine
 from storage.schema import Base
 from tests.postgresql import PostgresqlServer, postgresql_server  # noqa: F401
+from tests.s3 import s3_server  # noqa: F401
 from tests.storage.world import World
 
 

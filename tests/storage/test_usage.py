@@ -26,6 +26,9 @@ def test_every_file_is_counted_under_what_it_is_for(
     free, stray = store.write(b"free"), store.write(b"stray")
     world.write(lambda s: blobs.register(s, digest=free, size_bytes=4, kind="update", now=START))
     (store.root / "temporary" / "torn.part").write_bytes(b"torn!!")
+    copies = BlobDirectory(tmp_path / "blob-cache")
+    copies.write(b"copy")
+    (copies.root / "temporary" / "torn.part").write_bytes(b"torn")
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "7-x.part").write_bytes(b"half")
     (tmp_path / "quarantine").mkdir()
@@ -40,7 +43,8 @@ def test_every_file_is_counted_under_what_it_is_for(
         "weights": Amount(5, 3 * len("weights digits 0") + 2 * len("weights letters 0")),
     }
     assert found.unreferenced == Amount(2, len("free") + len("stray"))
-    assert found.temporary == Amount(1, 6)
+    assert found.temporary == Amount(2, 6 + 4)
+    assert found.copies == Amount(1, 4)
     assert found.spool == Amount(1, 4)
     assert found.quarantine == Amount(1, 7)
     assert found.database_bytes > 10_000

@@ -6,10 +6,11 @@ import pytest
 from coordinator.author import compile_job
 from coordinator.compiler.compiled_plan import CompiledPlan
 from tests.postgresql import postgresql_server
+from tests.s3 import s3_server
 from tests.system.fleet import Fleet, FleetFactory, fleets
 from tests.system.training import write_job
 
-__all__ = ["postgresql_server"]
+__all__ = ["postgresql_server", "s3_server"]
 
 
 @pytest.fixture(scope="session")

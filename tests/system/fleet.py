@@ -21,7 +21,10 @@ GATED = Path(__file__).with_name("gated_client.py")
 
 
 class Fleet:
-    """Everything that it starts ends with it. `plan` is what its jobs train."""
+    """Everything that it starts ends with it. `plan` is what its jobs train.
+
+    `environment` is what the coordinator's has beside the tests' own.
+    """
 
     def __init__(self, folder: Path, plan: CompiledPlan) -> None:
         self.folder = folder
@@ -30,6 +33,7 @@ class Fleet:
         self.address = LOOPBACK
         self.coordinator: Process | None = None
         self.clients: dict[str, Process] = {}
+        self.environment: dict[str, str] = {}
         self._ended: list[Process] = []
         self._devices: list[Device] = []
         self._options: tuple[str, ...] = ()
@@ -47,7 +51,8 @@ class Fleet:
         (self.data / "address").unlink(missing_ok=True)
         command = [*self.program("coordinator", "coordinator"), "serve", "--listen", self.address]
         command += ["--data-directory", str(self.data), "--data", f"clusters={self.held_out}"]
-        process = Process([*command, *self._options], self.folder / "coordinator.log")
+        log = self.folder / "coordinator.log"
+        process = Process([*command, *self._options], log, self.environment)
         self.coordinator = process
         self._ended.append(process)
         process.wait_line("listening on")
