@@ -47,10 +47,11 @@ class LiveAssignment:
 
 @dataclass(eq=False)
 class LiveRound:
-    """A round that has not ended."""
+    """A round that has not ended; `extensions` counts how often its deadline was moved."""
 
     record: RoundRecord
     assignments: dict[int, LiveAssignment]
+    extensions: int = 0
 
     @property
     def accepted(self) -> int:

@@ -300,6 +300,42 @@ async def test_a_round_without_its_quorum_is_extended_as_often_as_the_policy_say
     assert (ended.state, ended.accepted) == (RoundState.COMMITTED, 2)
 
 
+async def test_an_extension_is_as_long_again_after_its_grace(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    policy = '2\nwithout_quorum = "extend"\nextensions = 2\ngrace_seconds = 250'
+    job = await rig.submit(quorum=policy, count="1")
+    await a.deliver(await a.assigned())
+    second = await b.assigned()
+    _keep_alive(rig, second, A.UPLOADING)
+    await rig.clock.jump(DEADLINE + 250)
+    await rig.told(job, "extension 1 of 2")
+    record = await rig.round(job, 1)
+    assert record.deadline_at == rig.clock.now() + timedelta(seconds=DEADLINE)
+
+
+async def test_an_extension_after_a_restart_is_as_long_again(
+    tmp_path: Path, database: Database, plan: CompiledPlan
+) -> None:
+    async with rigged(tmp_path, database, plan) as rig:
+        a, b = await rig.attend("a", "b")
+        policy = '2\nwithout_quorum = "extend"\nextensions = 2'
+        job = await rig.submit(quorum=policy, count="1")
+        await a.deliver(await a.assigned())
+        second = await b.assigned()
+        _keep_alive(rig, second)
+        await rig.clock.jump(DEADLINE)
+        await rig.told(job, "extension 1 of 2")
+    later = Rig(tmp_path, database, plan)
+    later.clock.seconds = 10 * DEADLINE
+    await later.engine.start()
+    b.rig = later
+    await later.told(job, "extension 2 of 2")
+    await b.deliver(second)
+    ended = await later.ended(job, 1)
+    assert (ended.state, ended.accepted) == (RoundState.COMMITTED, 2)
+    await later.stop()
+
+
 async def test_a_model_without_a_finite_loss_is_not_committed_and_the_job_pauses(
     rig: Rig, tmp_path: Path
 ) -> None:
