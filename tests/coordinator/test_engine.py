@@ -1,6 +1,7 @@
 """Rounds under a clock that jumps: deadlines, leases, recovery and what must not stop a job."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,8 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.policy import ABANDONED_IN_A_ROW
 from coordinator.engine.world import World
 from coordinator.services.submission import submit_job
+from coordinator.services.upload import Upload
+from coordinator.services.upload_streams import PACE_SECONDS
 from coordinator.services.uploads import Uploads
 from headwater.errors import UnavailableError, UpdateError
 from headwater.v1 import control_pb2
@@ -334,6 +337,32 @@ async def test_an_extension_after_a_restart_is_as_long_again(
     ended = await later.ended(job, 1)
     assert (ended.state, ended.accepted) == (RoundState.COMMITTED, 2)
     await later.stop()
+
+
+async def test_a_stored_part_that_takes_long_to_read_is_no_slow_stream(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = threading.Event()
+
+    def slowly(*arguments: object) -> Upload:
+        assert read.wait(20)
+        return Upload(*arguments)  # type: ignore[arg-type]
+
+    (device,) = await rig.attend("a")
+    await rig.submit(cohort="1")
+    assignment, update = await device.assigned(), make_update(rig.plan.manifest.layout)
+    found = rig.engine.find(assignment.assignment_id, device.attendee.client_id)
+    assert found is not None
+    await rig.uploads.offered(*found, device.offer(assignment, update))
+    _keep_alive(rig, assignment, A.UPLOADING)
+    monkeypatch.setattr("coordinator.services.uploads.Upload", slowly)
+    header = device.header(assignment, update)
+    receiving = asyncio.create_task(rig.uploads.received(header, _stream(update)))
+    await asyncio.sleep(0.1)
+    await rig.clock.jump(PACE_SECONDS + 1)
+    await asyncio.sleep(0.1)
+    read.set()
+    assert (await receiving).state == A.ACCEPTED
 
 
 async def test_a_model_without_a_finite_loss_is_not_committed_and_the_job_pauses(
