@@ -13,12 +13,14 @@ import pytest
 from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.engine.attendance import Attendance, Attendee
 from coordinator.engine.engine import Engine
+from coordinator.engine.job_loop import RETRY_SECONDS
 from coordinator.engine.policy import ABANDONED_IN_A_ROW
 from coordinator.engine.world import World
 from coordinator.services.submission import submit_job
 from coordinator.services.upload import Upload
 from coordinator.services.upload_streams import PACE_SECONDS
 from coordinator.services.uploads import Uploads
+from headwater import steps
 from headwater.errors import UnavailableError, UpdateError
 from headwater.v1 import control_pb2
 from headwater.v1 import fleet_pb2 as pb
@@ -383,6 +385,38 @@ async def test_a_model_without_a_finite_loss_is_not_committed_and_the_job_pauses
     await rig.engine.change(job, JobState.RUNNING, "resumed")
     await a.deliver(await a.assigned())
     assert (await rig.ended(job, 2)).state is RoundState.COMMITTED
+
+
+async def test_a_pause_that_the_database_refused_is_written_when_it_is_back(
+    rig: Rig, tmp_path: Path
+) -> None:
+    refused: list[object] = []
+
+    def refuse_once(step: str, subject: object) -> None:
+        if step == "commit" and subject == "storage.jobs.set_state" and not refused:
+            refused.append(subject)
+            raise UnavailableError("the database is away")
+
+    rig.held_out["data"] = str(_held_out(tmp_path))
+    (a,) = await rig.attend("a")
+    job = await rig.submit(cohort="1", evaluate='{ on = ["coordinator"] }')
+    first = await a.assigned()
+    with steps.observed(refuse_once):
+        await a.deliver(first, make_update(rig.plan.manifest.layout, 1e30))
+        await rig.news(job, "waits for the coordinator's disk or database")
+        await rig.clock.jump(RETRY_SECONDS)
+        await asyncio.wait_for(_idle(rig, job), 20)
+    record = await rig.world.database.read(lambda s: history.job(s, job))
+    assert refused and record.state is JobState.PAUSED
+    assert "version 0 stays" in record.state_reason
+    assert record.last_round_number == 1
+
+
+async def _idle(rig: Rig, job: str) -> None:
+    """Return once the job waits for nothing of its own: it paused, or a round is open."""
+    run = rig.engine.runs[job]
+    while run.record.state is not JobState.PAUSED and run.round is None:
+        await asyncio.sleep(0.01)
 
 
 async def test_a_model_that_is_much_worse_is_not_committed(rig: Rig, tmp_path: Path) -> None:
