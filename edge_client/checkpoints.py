@@ -20,7 +20,7 @@ from edge_client.metric_mean import MetricMean
 from edge_client.trainers import Trainer
 from headwater import durable_files
 from headwater.batch import Array
-from headwater.errors import HeadwaterError, PlanError
+from headwater.errors import HeadwaterError, PlanError, StorageError
 from headwater.layout import Weights
 from headwater.safetensors import read_tensors, write_tensors
 from headwater.v1.fleet_pb2 import Assignment
@@ -49,6 +49,7 @@ class Checkpoints:
         self, folder: Path, interval_seconds: float, now: Callable[[], float] = time.monotonic
     ) -> None:
         durable_files.make_folder(folder, 0o700)
+        durable_files.clear_unfinished(folder)
         self._begun = folder / "begun.json"
         self._training = folder / "training.safetensors"
         self._interval_seconds = interval_seconds
@@ -72,14 +73,23 @@ class Checkpoints:
         return deaths
 
     def pause(self) -> None:
-        """This process stops in an orderly way: the next one goes on, and nothing died."""
-        _, deaths = self._record()
-        self._write(deaths - 1)
+        """This process stops in an orderly way: the next one goes on, and nothing died.
+
+        A disk that refuses makes it count as a death, and holds up no stop.
+        """
+        try:
+            _, deaths = self._record()
+            self._write(deaths - 1)
+        except StorageError as error:
+            _log.warning("this stop counts as a death: %s", error)
 
     def end(self) -> None:
-        """The assignment ended, however it did."""
-        durable_files.remove(self._begun)
-        durable_files.remove(self._training)
+        """The assignment ended, however it did; what a disk keeps of it the next one removes."""
+        try:
+            durable_files.remove(self._begun)
+            durable_files.remove(self._training)
+        except StorageError as error:
+            _log.warning("what outlives an assignment is left: %s", error)
 
     def save_when_due(self, trainer: Trainer, point: TrainingPoint) -> None:
         """Keep where training is, once the interval is over.

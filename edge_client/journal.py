@@ -86,7 +86,7 @@ class Journal:
             if not record.exists():
                 self._clear()
                 return None
-            text = record.read_text()
+            text = record.read_bytes()
         try:
             held = _decode(text, self.folder)
         except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
@@ -149,7 +149,7 @@ def _encode(held: HeldUpdate) -> dict[str, Any]:
     }
 
 
-def _decode(text: str, folder: Path) -> HeldUpdate:
+def _decode(text: bytes, folder: Path) -> HeldUpdate:
     document = json.loads(text)
     offer = json_format.ParseDict(document["offer"], OfferRequest())
     return HeldUpdate(

@@ -18,6 +18,7 @@ class OptimizerStates:
 
     def __init__(self, folder: Path, kept: int = 8) -> None:
         durable_files.make_folder(folder, 0o700)
+        durable_files.clear_unfinished(folder)
         self._folder = folder
         self._kept = kept
         self._latest: tuple[Path, dict[str, Array]] | None = None

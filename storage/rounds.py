@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Unpack
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from headwater.errors import ConflictError, NotFoundError
@@ -27,6 +27,7 @@ from storage.records import (
 from storage.schema import (
     Assignment,
     Client,
+    Event,
     Job,
     Metric,
     ModelVersion,
@@ -199,7 +200,7 @@ def accept_update(
 def extend(
     session: Session, *, round_id: int, seconds: float, reason: str, now: datetime
 ) -> RoundRecord:
-    """Move an open round's deadline.
+    """Give an open round so long again: from its deadline, or from now where that is over.
 
     Raises:
         NotFoundError: there is no such round.
@@ -208,10 +209,17 @@ def extend(
     step = _round(session, round_id)
     if step.state != RoundState.OPEN or step.deadline_at is None:
         raise ConflictError(f"round {step.number} is {step.state} and cannot be extended")
-    step.deadline_at += timedelta(seconds=seconds)
+    step.deadline_at = max(step.deadline_at, now) + timedelta(seconds=seconds)
     _record(session, step, "extended", reason, now)
     session.flush()
     return get(session, round_id=round_id)
+
+
+def extensions(session: Session, *, round_id: int) -> int:
+    """How often a round was extended."""
+    query = select(func.count()).select_from(Event)
+    found = session.scalar(query.where(Event.round_id == round_id, Event.kind == "round.extended"))
+    return found or 0
 
 
 def close(

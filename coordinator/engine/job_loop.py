@@ -72,6 +72,10 @@ class JobLoop:
             WorldError: the disk or the database failed; the step can be tried again.
         """
         try:
+            if run.must_pause and run.record.state in (JobState.QUEUED, JobState.RUNNING):
+                await self._pause(run, run.must_pause)
+                return False
+            run.must_pause = ""
             seconds = await self._advance(run)
             if seconds is None or seconds > 0:
                 await self.world.clock.wait(run.changed, seconds)
@@ -253,8 +257,10 @@ class JobLoop:
 
     async def _pause(self, run: JobRun, reason: str) -> None:
         _log.error("job %s pauses: %s", run.record.reference, reason)
+        run.must_pause = reason
         if run.record.state in (JobState.QUEUED, JobState.RUNNING):
             await self._set_state(run, JobState.PAUSED, reason)
+        run.must_pause = ""
 
     async def _set_state(self, run: JobRun, state: JobState, reason: str) -> None:
         run.record = await self.world.database.write(

@@ -47,10 +47,11 @@ class LiveAssignment:
 
 @dataclass(eq=False)
 class LiveRound:
-    """A round that has not ended."""
+    """A round that has not ended; `extensions` counts how often its deadline was moved."""
 
     record: RoundRecord
     assignments: dict[int, LiveAssignment]
+    extensions: int = 0
 
     @property
     def accepted(self) -> int:
@@ -76,7 +77,8 @@ class JobRun:
     `barred` maps instances of clients that declined, failed or fell silent to the reason and the
     time of the monotonic clock at which they may be asked again; a client that starts anew may at
     once. `unmeasured` is why held-out metrics are missing. `turn` orders the jobs that wait for
-    clients: the one that waits longest goes first.
+    clients: the one that waits longest goes first. `must_pause` is why the job pauses, until that
+    is written.
     """
 
     record: JobRecord
@@ -86,6 +88,7 @@ class JobRun:
     held_out: DataSource | None = None
     waiting_for: str = ""
     unmeasured: str = ""
+    must_pause: str = ""
     abandoned_in_a_row: int = 0
     barred: dict[str, tuple[str, float]] = field(default_factory=dict)
     turn: int | None = None

@@ -24,7 +24,10 @@ async def recover_run(world: World, record: JobRecord) -> JobRun:
     run = JobRun(record, JobSpec.from_dict(record.spec), plan)
     round_record = await world.database.read(partial(round_repository.unfinished, job_id=record.id))
     if round_record is not None:
-        run.round = live_round(world, round_record)
+        extensions = await world.database.read(
+            partial(round_repository.extensions, round_id=round_record.id)
+        )
+        run.round = live_round(world, round_record, extensions)
     return run
 
 

@@ -167,7 +167,7 @@ def _write_opening(
     )
 
 
-def live_round(world: World, record: RoundRecord) -> LiveRound:
+def live_round(world: World, record: RoundRecord, extensions: int = 0) -> LiveRound:
     """A round that has not ended, as memory holds it; leases begin now."""
     lease_ends = world.clock.monotonic() + world.lease_seconds
     return LiveRound(
@@ -176,6 +176,7 @@ def live_round(world: World, record: RoundRecord) -> LiveRound:
             one.id: LiveAssignment(one, one.state, lease_ends, bytes_down=one.bytes_down)
             for one in record.assignments
         },
+        extensions,
     )
 
 
@@ -196,13 +197,11 @@ def round_progress(world: World, run: JobRun) -> Progress:
     """How far the job's open round is."""
     assert run.round is not None
     record, pending = run.round.record, run.round.pending
-    past, extensions = -inf, 0
+    past = -inf
     if record.deadline_at is not None:
         past = (world.clock.now() - record.deadline_at).total_seconds()
-        given = (record.deadline_at - record.opened_at).total_seconds()
-        extensions = round(given / run.spec.rounds.deadline_seconds) - 1
     uploading = sum(one.state is AssignmentState.UPLOADING for one in pending)
-    return Progress(run.round.accepted, len(pending), uploading, past, extensions)
+    return Progress(run.round.accepted, len(pending), uploading, past, run.round.extensions)
 
 
 async def extend_round(world: World, run: JobRun, reason: str) -> None:
@@ -218,6 +217,7 @@ async def extend_round(world: World, run: JobRun, reason: str) -> None:
             now=world.clock.now(),
         )
     )
+    run.round.extensions += 1
     _log.warning("round extended by %g s: %s", seconds, reason, extra=_fields(run))
     await run.announce()
 
@@ -453,13 +453,15 @@ async def catch_up(world: World, run: JobRun) -> None:
     record = await world.database.read(partial(round_repository.unfinished, job_id=run.record.id))
     if record is None:
         run.round = None
-    elif run.round is not None and run.round.record.id == record.id:
-        run.round.record = record
+        return
+    extensions = await world.database.read(partial(round_repository.extensions, round_id=record.id))
+    if run.round is not None and run.round.record.id == record.id:
+        run.round.record, run.round.extensions = record, extensions
         for one in record.assignments:
             run.round.assignments[one.id].record = one
             run.round.assignments[one.id].state = one.state
     else:
-        run.round = live_round(world, record)
+        run.round = live_round(world, record, extensions)
         for live in run.round.assignments.values():
             send_assignment(world, run, live)
 

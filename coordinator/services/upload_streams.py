@@ -26,6 +26,7 @@ class Stream:
 
     def __init__(self) -> None:
         self._cut = asyncio.Event()
+        self._read = asyncio.Event()
         self._why: HeadwaterError = ConflictError(NEWER)
         self.received_bytes = 0
 
@@ -47,6 +48,7 @@ class Stream:
         Raises:
             ConflictError: it was cut. UnavailableError: it was cut because it is too slow.
         """
+        self._read.set()
         cut = asyncio.ensure_future(self._cut.wait())
         try:
             while (message := await self._next(requests, cut)) is not None:
@@ -56,7 +58,11 @@ class Stream:
             cut.cancel()
 
     async def cut_when_slow(self, clock: Clock, bytes_per_second: float) -> None:
-        """Look once a minute, until cancelled: one that holds its place for nothing loses it."""
+        """Look once a minute, until cancelled: one that holds its place for nothing loses it.
+
+        The first minute begins when its messages are read: before that the stored part is.
+        """
+        await self._read.wait()
         before = 0
         while True:
             await clock.wait(asyncio.Event(), PACE_SECONDS)

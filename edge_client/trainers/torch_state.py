@@ -82,10 +82,15 @@ class TorchState:
         """A copy of parameters and buffers, by plain name."""
         return {name: array for vector in self._vectors for name, array in vector.arrays().items()}
 
-    def lend_buffers(self) -> None:
-        """Give `lent` the buffers' values."""
+    def lend_buffers(self) -> dict[str, torch.Tensor]:
+        """Give `lent` the buffers' values, and return it as tensors that autograd does not relate.
+
+        As views of one vector they would take the history that a step writes into one of them, and
+        keep it for the next step.
+        """
         for own, lent in self._loans:
             lent.flat.copy_(own.flat)
+        return {name: tensor.data for name, tensor in self.lent.items()}
 
     def take_buffers(self, results: Mapping[str, torch.Tensor]) -> None:
         """Copy the buffers' new values out of a step's results: most lie in `lent`.

@@ -172,11 +172,11 @@ class TorchTrainer:
         self, values: dict[str, torch.Tensor], *, size: int, share: float, add: bool
     ) -> dict[str, torch.Tensor]:
         """Forward and backward over a part of a batch, whose gradients are begun or added to."""
-        self.state.lend_buffers()
+        lent = self.state.lend_buffers()
         with torch.enable_grad():
             with self._autocast():
                 results = self._forward(
-                    {**self.state.leaves, **self.state.lent, **self._frozen, **values}, size
+                    {**self.state.leaves, **lent, **self._frozen, **values}, size
                 )
             figures = figures_of(results)
             found = torch.autograd.grad(

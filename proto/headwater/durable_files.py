@@ -58,6 +58,19 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Remove what `new_file` and `write` left in a folder that this process alone writes: a process
+    that ended in the middle of one leaves its temporary file.
+
+    Raises:
+        StorageError: the disk failed.
+    """
+    with disk_errors(folder):
+        left = list(folder.glob(".*.tmp"))
+    for path in left:
+        remove(path)
+
+
 def _write_new(path: Path, chunks: Iterable[bytes], *, mode: Literal["xb", "wb"]) -> None:
     with disk_errors(path):
         file = path.open(mode, buffering=0)

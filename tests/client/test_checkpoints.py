@@ -1,14 +1,18 @@
 """What outlives a process that dies in an assignment: how often, and how far it came."""
 
+import errno
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge_client.checkpoints import Checkpoints
+from edge_client.optimizer_states import OptimizerStates
 from edge_client.training import Activity, train
+from headwater import steps
 from headwater.batch import Batch
 from headwater.v1 import fleet_pb2 as pb
 from tests.client.fake_fleet import FakeFleet
@@ -184,3 +188,45 @@ async def test_an_assignment_that_killed_two_processes_is_failed_and_not_tried(
         fleet.push(assignment=job.assignment(2))
         await fleet.next("update")
     assert list(device.state.checkpoints.iterdir()) == []
+
+
+@pytest.mark.parametrize("open_folder", [lambda path: Checkpoints(path, 1.0), OptimizerStates])
+def test_what_a_process_was_writing_when_it_ended_is_removed(
+    tmp_path: Path, open_folder: Callable[[Path], object]
+) -> None:
+    (tmp_path / ".training.safetensors.0a1b.tmp").write_bytes(b"half a model")
+    open_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_full_disk_holds_up_no_stop(
+    fleet: FakeFleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(step: str, subject: object) -> None:
+        if step == "write" and str(subject).endswith(".begun.json.tmp"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    job = TinyJob(fleet)
+    async with Device(fleet, tmp_path / "state") as device:
+        await fleet.next("welcomed")
+        device.trainer.gate.clear()
+        fleet.push(assignment=job.assignment(1))
+        await device.training()
+        with steps.observed(full):
+            await device.__aexit__()
+    assert "this stop counts as a death: no space is left" in caplog.text
+
+
+async def test_an_update_is_delivered_although_its_checkpoint_stays(
+    fleet: FakeFleet, tmp_path: Path
+) -> None:
+    def broken(step: str, subject: object) -> None:
+        if step == "remove" and str(subject).endswith("begun.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    job = TinyJob(fleet)
+    async with Device(fleet, tmp_path / "state"):
+        await fleet.next("welcomed")
+        with steps.observed(broken):
+            fleet.push(assignment=job.assignment(1))
+            await fleet.next("update")

@@ -209,13 +209,15 @@ def test_an_update_without_its_record_was_never_finished(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["record", "update", "missing"])
+@pytest.mark.parametrize("damage", ["record", "bytes", "update", "missing"])
 def test_a_damaged_journal_says_so_and_is_set_aside(tmp_path: Path, damage: str) -> None:
     journal = Journal(tmp_path)
     held = journal.store([b"x"], coordinator="a:1", job="j", round_number=1, offer=offer(1))
     assert held.path is not None
     if damage == "record":
         (tmp_path / "held.json").write_text('{"offer": ')
+    elif damage == "bytes":
+        (tmp_path / "held.json").write_bytes(b"\xff\xfe\x00")
     elif damage == "update":
         held.path.write_bytes(b"y")
     else:

@@ -1,6 +1,7 @@
 """Rounds under a clock that jumps: deadlines, leases, recovery and what must not stop a job."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,10 +13,14 @@ import pytest
 from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.engine.attendance import Attendance, Attendee
 from coordinator.engine.engine import Engine
+from coordinator.engine.job_loop import RETRY_SECONDS
 from coordinator.engine.policy import ABANDONED_IN_A_ROW
 from coordinator.engine.world import World
 from coordinator.services.submission import submit_job
+from coordinator.services.upload import Upload
+from coordinator.services.upload_streams import PACE_SECONDS
 from coordinator.services.uploads import Uploads
+from headwater import steps
 from headwater.errors import UnavailableError, UpdateError
 from headwater.v1 import control_pb2
 from headwater.v1 import fleet_pb2 as pb
@@ -300,6 +305,68 @@ async def test_a_round_without_its_quorum_is_extended_as_often_as_the_policy_say
     assert (ended.state, ended.accepted) == (RoundState.COMMITTED, 2)
 
 
+async def test_an_extension_is_as_long_again_after_its_grace(rig: Rig) -> None:
+    a, b = await rig.attend("a", "b")
+    policy = '2\nwithout_quorum = "extend"\nextensions = 2\ngrace_seconds = 250'
+    job = await rig.submit(quorum=policy, count="1")
+    await a.deliver(await a.assigned())
+    second = await b.assigned()
+    _keep_alive(rig, second, A.UPLOADING)
+    await rig.clock.jump(DEADLINE + 250)
+    await rig.told(job, "extension 1 of 2")
+    record = await rig.round(job, 1)
+    assert record.deadline_at == rig.clock.now() + timedelta(seconds=DEADLINE)
+
+
+async def test_an_extension_after_a_restart_is_as_long_again(
+    tmp_path: Path, database: Database, plan: CompiledPlan
+) -> None:
+    async with rigged(tmp_path, database, plan) as rig:
+        a, b = await rig.attend("a", "b")
+        policy = '2\nwithout_quorum = "extend"\nextensions = 2'
+        job = await rig.submit(quorum=policy, count="1")
+        await a.deliver(await a.assigned())
+        second = await b.assigned()
+        _keep_alive(rig, second)
+        await rig.clock.jump(DEADLINE)
+        await rig.told(job, "extension 1 of 2")
+    later = Rig(tmp_path, database, plan)
+    later.clock.seconds = 10 * DEADLINE
+    await later.engine.start()
+    b.rig = later
+    await later.told(job, "extension 2 of 2")
+    await b.deliver(second)
+    ended = await later.ended(job, 1)
+    assert (ended.state, ended.accepted) == (RoundState.COMMITTED, 2)
+    await later.stop()
+
+
+async def test_a_stored_part_that_takes_long_to_read_is_no_slow_stream(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = threading.Event()
+
+    def slowly(*arguments: object) -> Upload:
+        assert read.wait(20)
+        return Upload(*arguments)  # type: ignore[arg-type]
+
+    (device,) = await rig.attend("a")
+    await rig.submit(cohort="1")
+    assignment, update = await device.assigned(), make_update(rig.plan.manifest.layout)
+    found = rig.engine.find(assignment.assignment_id, device.attendee.client_id)
+    assert found is not None
+    await rig.uploads.offered(*found, device.offer(assignment, update))
+    _keep_alive(rig, assignment, A.UPLOADING)
+    monkeypatch.setattr("coordinator.services.uploads.Upload", slowly)
+    header = device.header(assignment, update)
+    receiving = asyncio.create_task(rig.uploads.received(header, _stream(update)))
+    await asyncio.sleep(0.1)
+    await rig.clock.jump(PACE_SECONDS + 1)
+    await asyncio.sleep(0.1)
+    read.set()
+    assert (await receiving).state == A.ACCEPTED
+
+
 async def test_a_model_without_a_finite_loss_is_not_committed_and_the_job_pauses(
     rig: Rig, tmp_path: Path
 ) -> None:
@@ -318,6 +385,38 @@ async def test_a_model_without_a_finite_loss_is_not_committed_and_the_job_pauses
     await rig.engine.change(job, JobState.RUNNING, "resumed")
     await a.deliver(await a.assigned())
     assert (await rig.ended(job, 2)).state is RoundState.COMMITTED
+
+
+async def test_a_pause_that_the_database_refused_is_written_when_it_is_back(
+    rig: Rig, tmp_path: Path
+) -> None:
+    refused: list[object] = []
+
+    def refuse_once(step: str, subject: object) -> None:
+        if step == "commit" and subject == "storage.jobs.set_state" and not refused:
+            refused.append(subject)
+            raise UnavailableError("the database is away")
+
+    rig.held_out["data"] = str(_held_out(tmp_path))
+    (a,) = await rig.attend("a")
+    job = await rig.submit(cohort="1", evaluate='{ on = ["coordinator"] }')
+    first = await a.assigned()
+    with steps.observed(refuse_once):
+        await a.deliver(first, make_update(rig.plan.manifest.layout, 1e30))
+        await rig.news(job, "waits for the coordinator's disk or database")
+        await rig.clock.jump(RETRY_SECONDS)
+        await asyncio.wait_for(_idle(rig, job), 20)
+    record = await rig.world.database.read(lambda s: history.job(s, job))
+    assert refused and record.state is JobState.PAUSED
+    assert "version 0 stays" in record.state_reason
+    assert record.last_round_number == 1
+
+
+async def _idle(rig: Rig, job: str) -> None:
+    """Return once the job waits for nothing of its own: it paused, or a round is open."""
+    run = rig.engine.runs[job]
+    while run.record.state is not JobState.PAUSED and run.round is None:
+        await asyncio.sleep(0.01)
 
 
 async def test_a_model_that_is_much_worse_is_not_committed(rig: Rig, tmp_path: Path) -> None:

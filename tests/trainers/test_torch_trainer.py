@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edge_client.trainers import open_trainer
+from edge_client.trainers.onnx_trainer import OnnxTrainer
 from edge_client.trainers.torch_aten import load_graph
 from edge_client.trainers.torch_trainer import APPLY, EVALUATE, FORWARD, TorchTrainer
 from headwater.aten import AtenGraph
@@ -19,6 +20,7 @@ from headwater.batch import Batch
 from headwater.errors import DataError, MissingExtraError, PlanError, UsageError
 from headwater.plan import Plan
 from headwater.values import batch_values, forward_outputs, state_values
+from tests.plans import compile_case, opened
 from tests.zoo import ZOO, batch
 
 PlanOf = Callable[[str], Plan]
@@ -216,3 +218,39 @@ def test_a_step_that_fails_leaves_the_buffers(
         trainer.train_step(batch(ZOO["resnet"], 4, 0), {}, 0)
     np.testing.assert_array_equal(trainer.weights().floats, plan.initial_weights().floats)
     np.testing.assert_array_equal(trainer.weights().integers, plan.initial_weights().integers)
+
+
+class Tracking(torch.nn.Module):
+    """Keeps a mean of its outputs in a buffer, with its gradient, and writes others afterwards."""
+
+    def __init__(self, last: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.last = ZOO["mlp"].build(), last
+        self.mean: torch.Tensor
+        self.calls: torch.Tensor
+        self.register_buffer("mean", torch.ones(5))
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.inner(features)
+        if self.training:
+            self.mean.mul_(0.9)
+            self.mean.add_(0.1 * found.mean(0))
+        found = found * self.mean
+        if self.training:
+            self.calls.add_(1.0)
+        return self.last(found)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("last", [torch.nn.Identity(), torch.nn.BatchNorm1d(5)])
+def test_a_buffer_that_is_written_with_its_gradient_concerns_no_other_and_no_later_step(
+    last: torch.nn.Module,
+) -> None:
+    plan = opened(compile_case(ZOO["mlp"], "tracking", model=Tracking(last)))
+    ours, theirs = trainer_of(plan), OnnxTrainer(plan, threads=1)
+    theirs.set_weights(plan.initial_weights())
+    for number in range(3):
+        examples = batch(ZOO["mlp"], 8, number)
+        found, expected = (one.train_step(examples, {}, 1) for one in (ours, theirs))
+        assert found == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(ours.weights().floats, theirs.weights().floats, atol=1e-5)
