@@ -112,14 +112,16 @@ class Checkpoints:
         try:
             tensors = {name: array.copy() for name, array in read_tensors(self._training).items()}
             point = _point_of(tensors)
-            weights = Weights(tensors["floats"], tensors["integers"])  # type: ignore[arg-type]
-            trainer.set_weights(weights, anchor=False)
-            slots = {n.removeprefix("slot."): a for n, a in tensors.items() if n[:5] == "slot."}
-            trainer.set_optimizer_state(slots)
-        except (PlanError, KeyError) as error:
+            _check_form(tensors, trainer)
+        except (PlanError, KeyError, ValueError) as error:
             _log.warning("training begins anew, because its checkpoint is damaged: %s", error)
             durable_files.remove(self._training)
             return None
+        weights = Weights(tensors["floats"], tensors["integers"])  # type: ignore[arg-type]
+        trainer.set_weights(weights, anchor=False)
+        trainer.set_optimizer_state(
+            {n.removeprefix("slot."): a for n, a in tensors.items() if n[:5] == "slot."}
+        )
         _log.info("training goes on after step %d of an earlier process", point.steps)
         return point
 
@@ -161,6 +163,21 @@ def _tensors_of(trainer: Trainer, point: TrainingPoint) -> dict[str, Array]:
         **{f"slot.{name}": array for name, array in trainer.optimizer_state().items()},
         **{f"sum.{name}": np.array(total) for name, total in point.mean.sums.items()},
     }
+
+
+def _check_form(tensors: dict[str, Array], trainer: Trainer) -> None:
+    """Hold a checkpoint against the trainer before it touches it.
+
+    Raises:
+        PlanError: it has other weights or slots, so it is another model's or damaged.
+    """
+    own = trainer.weights()
+    expected: dict[str, Array] = {"floats": own.floats, "integers": own.integers}
+    expected |= {f"slot.{name}": array for name, array in trainer.optimizer_state().items()}
+    found = {n: a for n, a in tensors.items() if n in expected or n[:5] == "slot."}
+    forms = [{n: (a.shape, a.dtype) for n, a in one.items()} for one in (found, expected)]
+    if forms[0] != forms[1]:
+        raise PlanError("its weights or its optimizer are not those of this plan")
 
 
 def _point_of(tensors: dict[str, Array]) -> TrainingPoint:

@@ -14,6 +14,7 @@ from edge_client.optimizer_states import OptimizerStates
 from edge_client.training import Activity, train
 from headwater import steps
 from headwater.batch import Batch
+from headwater.safetensors import read_tensors, write_tensors
 from headwater.v1 import fleet_pb2 as pb
 from tests.client.fake_fleet import FakeFleet
 from tests.client.fakes import Device, TinyJob
@@ -171,6 +172,21 @@ def test_a_torn_checkpoint_begins_training_anew(tmp_path: Path, keep: int) -> No
     again = started(plan, "onnxruntime")
     assert train(again, Source("resnet"), order, Activity(), every_step(tmp_path)) == expected
     assert math.isfinite(expected.metrics_after["loss"])
+
+
+def test_a_checkpoint_of_another_optimizer_touches_nothing(tmp_path: Path) -> None:
+    plan, order = opened(compiled("resnet")), assignment(local_epochs=1)
+    checkpoints = every_step(tmp_path)
+    checkpoints.begin("here:1", order)
+    train(started(plan, "onnxruntime"), Source("resnet"), order, Activity(), checkpoints)
+    path = tmp_path / "training.safetensors"
+    kept = {name: array.copy() for name, array in read_tensors(path).items()}
+    kept.pop(next(name for name in kept if name.startswith("slot.")))
+    with path.open("wb") as file:
+        write_tensors(file, kept)
+    fresh = started(plan, "onnxruntime")
+    assert every_step(tmp_path).restore(fresh) is None
+    np.testing.assert_array_equal(fresh.weights().floats, plan.initial_weights().floats)
 
 
 async def test_an_assignment_that_killed_two_processes_is_failed_and_not_tried(

@@ -403,7 +403,7 @@ async def test_a_pause_that_the_database_refused_is_written_when_it_is_back(
     first = await a.assigned()
     with steps.observed(refuse_once):
         await a.deliver(first, make_update(rig.plan.manifest.layout, 1e30))
-        await rig.news(job, "waits for the coordinator's disk or database")
+        await rig.news(job, "waits for the coordinator's storage")
         await rig.clock.jump(RETRY_SECONDS)
         await asyncio.wait_for(_idle(rig, job), 20)
     record = await rig.world.database.read(lambda s: history.job(s, job))
