@@ -62,9 +62,11 @@ class JumpingClock:
         end = None if seconds is None else self.seconds + seconds
         woken = asyncio.create_task(event.wait())
         over = asyncio.create_task(self._reach(end))
-        _, pending = await asyncio.wait({woken, over}, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
+        try:
+            await asyncio.wait({woken, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
+            over.cancel()
 
     async def _reach(self, end: float | None) -> None:
         async with self._jumped:
