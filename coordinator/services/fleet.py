@@ -249,7 +249,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             attendee.push(await self._outcome(attendee.client_id, held))
 
     def _awaits_fold(self, client_id: str, assignment_id: int) -> bool:
-        """Whether its update is accepted in a round that goes on: its fate is told when that ends."""
+        """Whether its update is accepted and its round goes on: its fate is told when that ends."""
         try:
             found = self._engine.find(assignment_id, client_id)
         except NotFoundError:  # another client's

@@ -9,6 +9,7 @@ import pytest
 
 from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.engine.policy import ABANDONED_IN_A_ROW
+from coordinator.services.fleet import FleetService
 from headwater.errors import UnavailableError, UpdateError
 from headwater.v1 import fleet_pb2 as pb
 from storage import history
@@ -224,6 +225,28 @@ async def test_an_upload_that_is_too_slow_is_cut_and_goes_on_where_it_was(rig: R
     assert answer.from_byte == 8 + len(frames[0].payload)
     await a.deliver(assignment, update)
     assert (await rig.ended(job, 1)).state is RoundState.COMMITTED
+
+
+async def test_a_client_that_returns_before_its_update_is_folded_hears_of_it_once(rig: Rig) -> None:
+    """It holds the update while it does not know that it was accepted."""
+    a, b = await rig.attend("a", "b")
+    job = await rig.submit(count="1")
+    first = await a.assigned()
+    await a.deliver(first)
+    a.attendee.hello.held_assignment_id = first.assignment_id
+    fleet = FleetService(rig.engine, rig.uploads, insecure=True)
+
+    async def requests() -> AsyncIterator[pb.AttendRequest]:
+        yield pb.AttendRequest(hello=a.attendee.hello)
+        await asyncio.Event().wait()
+
+    heard = fleet.Attend(requests(), None)
+    assert (await anext(heard)).WhichOneof("message") == "welcome"
+    coming = asyncio.create_task(anext(heard))
+    await b.deliver(await b.assigned())
+    assert (await rig.ended(job, 1)).accepted == 2
+    assert (await asyncio.wait_for(coming, 20)).fate.folded
+    await heard.aclose()
 
 
 async def test_a_change_that_is_too_large_is_rejected_with_its_norm(rig: Rig) -> None:

@@ -48,8 +48,8 @@ from tests.system.device import Update, frames_of, make_update
 from tests.system.training import job_text
 
 CHAOS = os.environ.get("HEADWATER_CHAOS") == "1"
-HISTORIES = int(os.environ.get("HEADWATER_CHAOS_HISTORIES", "3000")) if CHAOS else 12
-STEPS = 60 if CHAOS else 12
+HISTORIES = int(os.environ.get("HEADWATER_CHAOS_HISTORIES", "3000")) if CHAOS else 24
+STEPS = 60 if CHAOS else 24
 PHASES = [Phase.generate, Phase.shrink] if CHAOS else [Phase.generate]
 """To make a failing history shorter takes longer than the quick profile may."""
 CLIENTS = 5
