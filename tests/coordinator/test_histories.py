@@ -198,9 +198,18 @@ class History(RuleBasedStateMachine):
             self.simulation.task(self._deliver(client, assignment, change, fault))
         self._then(haste)
 
-    @rule(changes=st.lists(st.sampled_from(CHANGES[:3]), min_size=1, max_size=3), haste=haste)
-    def all_deliver(self, changes: list[float], haste: int | None) -> None:
-        """Whatever is owed comes at once."""
+    @rule(
+        changes=st.lists(st.sampled_from(CHANGES[:3]), min_size=1, max_size=3),
+        step=st.sampled_from(["", *FAILING]), haste=haste,
+    )  # fmt: skip
+    def all_deliver(self, changes: list[float], step: str, haste: int | None) -> None:
+        """Whatever is owed comes at once, so that a round may close; a step of it may fail."""
+        for client in self.clients:
+            if not client.attends:
+                self._attend(client)
+        self._then(None)
+        if step:
+            self.simulation.faults.arm(step, 1)
         for client in self.clients:
             if client.given:
                 change = changes[client.number % len(changes)]
