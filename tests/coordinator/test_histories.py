@@ -199,7 +199,7 @@ class History(RuleBasedStateMachine):
         self._then(haste)
 
     @rule(
-        changes=st.lists(st.sampled_from(CHANGES[:3]), min_size=1, max_size=3),
+        changes=st.lists(st.sampled_from(CHANGES), min_size=1, max_size=4),
         step=st.sampled_from(["", *FAILING]), haste=haste,
     )  # fmt: skip
     def all_deliver(self, changes: list[float], step: str, haste: int | None) -> None:
