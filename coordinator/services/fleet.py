@@ -244,8 +244,17 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         for run, live in owed:
             if live.record.id != held:
                 send_assignment(self._world, run, live)
-        if held and held not in [live.record.id for _, live in owed]:
+        known = [live.record.id for _, live in owed]
+        if held and held not in known and not self._awaits_fold(attendee.client_id, held):
             attendee.push(await self._outcome(attendee.client_id, held))
+
+    def _awaits_fold(self, client_id: str, assignment_id: int) -> bool:
+        """Whether its update is accepted and its round goes on: its fate is told when that ends."""
+        try:
+            found = self._engine.find(assignment_id, client_id)
+        except NotFoundError:  # another client's
+            return False
+        return found is not None and found[1].state is AssignmentState.ACCEPTED
 
     async def _outcome(self, client_id: str, assignment_id: int) -> fleet_pb2.AttendResponse:
         """What ends a client's work on an assignment that is not pending."""

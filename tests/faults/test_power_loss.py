@@ -15,7 +15,7 @@ from storage.blob_directory import BlobDirectory
 from storage.database import open_database
 from storage.records import JobState
 from storage.verify import verify
-from tests.coordinator.test_engine import rigged
+from tests.coordinator.rig import rigged
 from tests.faults.disk import Disk, first_fault, rebuilt
 from tests.plans import compile_case
 from tests.system.device import make_update
