@@ -73,8 +73,7 @@ class JobLoop:
         """
         try:
             if run.must_pause and run.record.state in (JobState.QUEUED, JobState.RUNNING):
-                await self._pause(run, run.must_pause)
-                return False
+                return await self._pause(run, run.must_pause)
             run.must_pause = ""
             seconds = await self._advance(run)
             if seconds is None or seconds > 0:
@@ -87,13 +86,12 @@ class JobLoop:
             await catch_up(self.world, run)
             if run.record.state is not before:
                 return True
-            await self._pause(run, str(error))
+            return await self._pause(run, str(error))
         except HeadwaterError as error:
-            await self._pause(run, str(error))
+            return await self._pause(run, str(error))
         except Exception as error:
             _log.exception("a defect stopped job %s", run.record.reference)
-            await self._pause(run, f"a defect in the coordinator: {error!r}; see its log")
-        return False
+            return await self._pause(run, f"a defect in the coordinator: {error!r}; see its log")
 
     async def _wait_for_the_world(self, run: JobRun, error: WorldError) -> None:
         """A full disk or a lost database ends no job: it goes on when they are back."""
@@ -255,12 +253,18 @@ class JobLoop:
         live.state = live.record.state
         run.changed.set()
 
-    async def _pause(self, run: JobRun, reason: str) -> None:
+    async def _pause(self, run: JobRun, reason: str) -> bool:
+        """Pause the job; True where an operator changed it meanwhile, which stands."""
         _log.error("job %s pauses: %s", run.record.reference, reason)
-        run.must_pause = reason
+        run.must_pause, changed = reason, False
         if run.record.state in (JobState.QUEUED, JobState.RUNNING):
-            await self._set_state(run, JobState.PAUSED, reason)
+            try:
+                await self._set_state(run, JobState.PAUSED, reason)
+            except ConflictError:
+                await catch_up(self.world, run)
+                changed = True
         run.must_pause = ""
+        return changed
 
     async def _set_state(self, run: JobRun, state: JobState, reason: str) -> None:
         run.record = await self.world.database.write(

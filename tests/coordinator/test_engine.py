@@ -4,13 +4,15 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from coordinator.compiler.compiled_plan import CompiledPlan
-from coordinator.engine.job_loop import RETRY_SECONDS
+from coordinator.engine.job_loop import RETRY_SECONDS, JobLoop
+from coordinator.engine.live import JobRun
 from coordinator.engine.policy import ABANDONED_IN_A_ROW
 from coordinator.services.fleet import FleetService
 from coordinator.services.upload import Upload
@@ -18,7 +20,7 @@ from coordinator.services.upload_streams import PACE_SECONDS
 from headwater import steps
 from headwater.errors import UnavailableError, UpdateError
 from headwater.v1 import fleet_pb2 as pb
-from storage import history
+from storage import history, jobs
 from storage import rounds as round_repository
 from storage.database import Database, open_database
 from storage.records import AssignmentState as A
@@ -209,6 +211,32 @@ async def _idle(rig: Rig, job: str) -> None:
     run = rig.engine.runs[job]
     while run.record.state is not JobState.PAUSED and run.round is None:
         await asyncio.sleep(0.01)
+
+
+async def test_a_job_that_is_cancelled_while_it_pauses_ends(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator's word comes between the decision to pause and its writing."""
+    rig.held_out["data"] = str(_held_out(tmp_path))
+    (a,) = await rig.attend("a")
+    job = await rig.submit(cohort="1", evaluate='{ on = ["coordinator"] }')
+    pause = JobLoop._pause
+
+    async def cancelled_first(loop: JobLoop, run: JobRun, reason: str) -> bool:
+        write = partial(
+            jobs.set_state, reference=job, state=JobState.CANCELLED, reason="enough",
+            now=rig.clock.now(),
+        )  # fmt: skip
+        await rig.world.database.write(write)
+        return await pause(loop, run, reason)
+
+    monkeypatch.setattr(JobLoop, "_pause", cancelled_first)
+    await a.deliver(await a.assigned(), make_update(rig.plan.manifest.layout, 1e30))
+    assert (await rig.ended(job, 1)).state is RoundState.ABANDONED
+    while job in rig.engine.runs:
+        await asyncio.sleep(0)
+    record = await rig.world.database.read(lambda s: history.job(s, job))
+    assert (record.state, record.state_reason) == (JobState.CANCELLED, "enough")
 
 
 async def test_a_model_that_is_much_worse_is_not_committed(rig: Rig, tmp_path: Path) -> None:
