@@ -39,7 +39,10 @@ def test_every_named_loss_is_tried() -> None:
     [
         (Tried("mse_loss", NUMBERS, {"beta": 1.0}), "mse_loss has no setting 'beta'; it has red"),
         (Tried("mse_loss", NUMBERS, {"reduction": "sum"}), "the mean over its examples; allowed"),
-        (Tried("mse_los", NUMBERS, {"beta": 1.0}), "loss 'mse_los' is not known; use one of cross"),
+        (
+            Tried("mse_los", NUMBERS, {"beta": 1.0}),
+            "loss 'mse_los' is not known, did you mean \"mse_loss\"",
+        ),
         (Tried(hardest, NUMBERS, {"beta": 1.0}), "a loss of your own has no settings"),
     ],
 )
