@@ -3,7 +3,7 @@
 import logging
 from functools import partial
 
-from coordinator.engine import rounds
+from coordinator.engine import closing
 from coordinator.engine.engine import Engine
 from coordinator.services import submission
 from coordinator.services.spool import clear_spool
@@ -24,7 +24,7 @@ async def recover(engine: Engine) -> list[str]:
     """
     world, found = engine.world, []
     pins = 0
-    for holder in (submission.PIN_HOLDER, rounds.PIN_HOLDER):
+    for holder in (submission.PIN_HOLDER, closing.PIN_HOLDER):
         pins += await world.database.write(partial(blob_repository.unpin_all, holder=holder))
     if pins:
         found.append(f"{pins} blobs that were being written may be collected")

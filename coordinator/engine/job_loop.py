@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import count
 
-from coordinator.engine.live import JobRun, LiveAssignment
-from coordinator.engine.measures import metric_series
-from coordinator.engine.policy import ABANDONED_IN_A_ROW, Action, closing, stopping
-from coordinator.engine.rounds import (
+from coordinator.engine.closing import (
     abandon_round,
-    catch_up,
     close_round,
     extend_round,
     finish_round,
-    open_round,
     round_progress,
-    survey,
-    wait_for,
 )
+from coordinator.engine.live import JobRun, LiveAssignment
+from coordinator.engine.measures import metric_series
+from coordinator.engine.opening import open_round, survey
+from coordinator.engine.policy import ABANDONED_IN_A_ROW, Action, closing, stopping
+from coordinator.engine.rounds import catch_up, wait_for
 from coordinator.engine.world import World
 from headwater.errors import ConflictError, HeadwaterError, HeldError, WorldError
 from storage import history

@@ -138,9 +138,10 @@ async def test_an_extension_after_a_restart_is_as_long_again(
 async def test_a_stored_part_that_takes_long_to_read_is_no_slow_stream(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = threading.Event()
+    reading, read = threading.Event(), threading.Event()
 
     def slowly(*arguments: object) -> Upload:
+        reading.set()
         assert read.wait(20)
         return Upload(*arguments)  # type: ignore[arg-type]
 
@@ -154,9 +155,10 @@ async def test_a_stored_part_that_takes_long_to_read_is_no_slow_stream(
     monkeypatch.setattr("coordinator.services.uploads.Upload", slowly)
     header = device.header(assignment, update)
     receiving = asyncio.create_task(rig.uploads.received(header, stream(update)))
-    await asyncio.sleep(0.1)
+    assert await asyncio.to_thread(reading.wait, 20)
     await rig.clock.jump(PACE_SECONDS + 1)
-    await asyncio.sleep(0.1)
+    for _ in range(100):  # a watch that had begun would cut the stream now
+        await asyncio.sleep(0)
     read.set()
     assert (await receiving).state == A.ACCEPTED
 

@@ -15,8 +15,8 @@ import pytest
 from coordinator.cli import run
 from coordinator.cli.commands import headwater
 from coordinator.compiler.compiled_plan import CompiledPlan
+from coordinator.engine.closing import close_round
 from coordinator.engine.recovery import recover_run
-from coordinator.engine.rounds import close_round
 from coordinator.engine.world import World
 from coordinator.services.submission import submit_job
 from headwater.layout import Weights

@@ -24,12 +24,12 @@ TABLE = ROOT / "docs" / "reliability.md"
 pytestmark = pytest.mark.slow
 
 KILLS = [
-    ("coordinator", "committed: coordinator.engine.rounds._write_opening"),
+    ("coordinator", "committed: coordinator.engine.opening._write_opening"),
     ("coordinator", "rename: storage.blob_directory.BlobDirectory.adopt"),
     ("coordinator", "commit: storage.rounds.accept_update"),
     ("coordinator", "send: receipt"),
-    ("coordinator", "commit: coordinator.engine.rounds._write_commit"),
-    ("coordinator", "committed: coordinator.engine.rounds._write_commit"),
+    ("coordinator", "commit: coordinator.engine.closing._write_commit"),
+    ("coordinator", "committed: coordinator.engine.closing._write_commit"),
     ("ann", "move: edge_client.cache.BlobCache.admit"),
     ("ann", "rename: edge_client.journal.Journal.store"),
     ("ann", "received: receipt"),
@@ -43,8 +43,8 @@ ELSEWHERE = {
     "coordinator.services.quarantine._forget_oldest": "many updates that are refused",
     "coordinator.services.spool._remove": "a part of an upload that nobody finishes",
     "coordinator.services.upload.Upload.discard": "a round that needs an upload no more",
-    "coordinator.engine.rounds._keep_weights": "a disk that fails before the commit",
-    "coordinator.engine.rounds._abandon_model": "a model that must not be committed",
+    "coordinator.engine.closing._keep_weights": "a disk that fails before the commit",
+    "coordinator.engine.closing._abandon_model": "a model that must not be committed",
     "edge_client.cache.BlobCache.remove": "a cache that is full",
     "edge_client.checkpoints.Checkpoints.save_when_due": "training longer than a checkpoint's time",
     "edge_client.checkpoints.Checkpoints.restore": "a checkpoint that is damaged",
