@@ -2,16 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from coordinator.engine.engine import Engine
-from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
+from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
-from coordinator.services.checks import is_digest
+from coordinator.services.offer_checks import check_norm, offer_fault, stale
 from coordinator.services.quarantine import quarantine
 from coordinator.services.spool import upload_path
 from coordinator.services.upload import Upload
@@ -23,7 +23,7 @@ from headwater.errors import (
     UnavailableError,
     UpdateError,
 )
-from headwater.updates import encoding_named, maximum_update_bytes
+from headwater.updates import encoding_named
 from headwater.v1 import fleet_pb2
 from storage import rounds as round_repository
 from storage.records import (
@@ -48,12 +48,6 @@ UPLOADS_MEMORY_BYTES = 512 * 2**20
 
 CONCURRENT_UPLOADS = UPLOADS_MEMORY_BYTES // UPLOAD_MEMORY_BYTES
 """Uploads received at once; the others are told to come again, and hold no bytes meanwhile."""
-
-EXAMPLES_LIMIT = 2**40
-SECONDS_LIMIT = 10 * 365 * 86400.0
-METRICS_LIMIT = 64
-METRIC_LIMIT = 1e100
-"""The largest size of a metric: sums of metrics times examples must stay finite."""
 
 QUARANTINE = "quarantine"
 """The folder of refused updates, in the data directory."""
@@ -354,76 +348,14 @@ class Uploads:
         return upload_path(self._world.spool, assignment_id, digest)
 
 
-def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
-    """Why an announced update cannot be right; empty where it can."""
-    fault = summary_fault(request.summary)
-    if fault:
-        return fault
-    if run.round and run.round.record.purpose is RoundPurpose.EVALUATE:
-        return "it has an update; an evaluation brings metrics alone" if request.digest else ""
-    if request.encoding != ENCODING:
-        return f"it is encoded as {request.encoding!r}; {ENCODING} was asked for"
-    if not is_digest(request.digest):
-        return f"its digest is {request.digest[:80]!r}, not 64 hexadecimal digits"
-    largest = maximum_update_bytes(run.layout, encoding_named(request.encoding))
-    if not 0 < request.size_bytes <= largest:
-        return f"it has {request.size_bytes} bytes; an update of this plan has at most {largest}"
-    return ""
-
-
 def _payload_bytes(request: fleet_pb2.SubmitRequest) -> int:
     return len(request.frame.payload)
-
-
-def check_norm(run: JobRun, norm: float) -> None:
-    """Refuse a change that is larger than the job allows.
-
-    Raises:
-        UpdateError: it is.
-    """
-    largest = run.spec.rounds.largest_norm
-    if largest is not None and not norm <= largest:
-        raise UpdateError(
-            f"its change has the norm {norm:.6g}; rounds.largest_norm allows {largest:g}"
-        )
 
 
 def wanted(run: JobRun, live: LiveAssignment) -> bool:
     """Whether the round still takes this assignment's update."""
     is_open = run.round is not None and run.round.record.state is RoundState.OPEN
     return is_open and live.pending
-
-
-def stale(run: JobRun, request: fleet_pb2.OfferRequest) -> bool:
-    """Whether the update was made for another coordinator or database: its base weights differ."""
-    base = run.round.record.base_weights_digest if run.round else ""
-    return request.base_weights_digest not in ("", base)
-
-
-def summary_fault(summary: fleet_pb2.UpdateSummary) -> str:
-    """Why what a device says of its training cannot be right; empty where it can."""
-    fault = metrics_fault(summary.metrics_before) or metrics_fault(summary.metrics_after)
-    if fault:
-        return fault
-    if not 0 < summary.examples <= EXAMPLES_LIMIT:
-        return f"it claims {summary.examples} examples"
-    for name in ("fetch_seconds", "train_seconds"):
-        seconds = getattr(summary, name)
-        if not 0 <= seconds < SECONDS_LIMIT:
-            return f"it claims {seconds} {name}"
-    return ""
-
-
-def metrics_fault(metrics: Mapping[str, float]) -> str:
-    """Why measured metrics cannot be recorded; empty where they can."""
-    if len(metrics) > METRICS_LIMIT:
-        return f"it has {len(metrics)} metrics; at most {METRICS_LIMIT} are kept"
-    for name, value in metrics.items():
-        if not abs(value) <= METRIC_LIMIT:  # NaN too
-            return f"its metric {name[:100]!r} is {value}"
-        if len(name) > 100 or not name.isprintable():
-            return "it has a metric whose name is too long or not printable"
-    return ""
 
 
 def has_accepted(record: AssignmentRecord, digest: str) -> bool:
