@@ -33,10 +33,10 @@ def stored(command: Command) -> Command:
         show_envvar=True,
         help="The coordinator's database; SQLite in the data directory by default.",
     )
-    return directory(database(blobs_option(json_option(command))))
+    return directory(database(_blobs_option(json_option(command))))
 
 
-def blobs_option(command: Command) -> Command:
+def _blobs_option(command: Command) -> Command:
     """Add --blobs to a command."""
     option = click.option(
         "--blobs",

@@ -9,8 +9,7 @@ import click
 
 from coordinator.aggregation.rules import RULES
 from coordinator.cli import show
-from coordinator.cli.data_place import blobs_option, opened
-from coordinator.cli.options import json_option
+from coordinator.cli.data_place import opened, stored
 from coordinator.jobs.job_spec import Aggregation
 from coordinator.model_file import is_weights_file, write_model
 from coordinator.prediction_model import Origin
@@ -56,29 +55,13 @@ _OTHER = "other weights than the committed ones"
     help="Write the weights to this safetensors file, as `headwater models pull` does.",
 )
 @click.option(
-    "--data-directory",
-    "directory",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path("headwater-data"),
-    show_default=True,
-    envvar="HEADWATER_DATA_DIRECTORY",
-    help="The coordinator's; only read.",
-)
-@click.option(
-    "--database",
-    metavar="URL",
-    envvar="HEADWATER_DATABASE",
-    help="The coordinator's; only read. SQLite in the data directory by default.",
-)
-@click.option(
     "--threads",
     type=click.IntRange(1),
     default=1,
     show_default=True,
     help="They change the speed and no bit of the weights.",
 )
-@blobs_option
-@json_option
+@stored
 def replay(
     job: str,
     number: int,
