@@ -54,7 +54,7 @@ def _where_fault(where: str) -> str | None:
     return None
 
 
-def _stop_mode(values: Mapping[str, Any]) -> str:
+def _better_mode(values: Mapping[str, Any]) -> str:
     return "min" if metric_name(str(values.get("metric", ""))) == "loss" else "max"
 
 
@@ -220,32 +220,31 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stop:
-    """End the job when a metric has stopped improving."""
+class Goal:
+    """A metric, and which of its values are better."""
 
     metric: str = key('"loss" or one of the metrics.')
-    patience: int = key("Evaluations without improvement before the job ends.", minimum=1)
-    minimum_change: float = key("What counts as an improvement.", value=0.0, minimum=0)
     mode: str = key(
         "Whether more or less is better.",
         choices=("max", "min"),
-        infer=_stop_mode,
+        infer=_better_mode,
         default='"min" for the loss, else "max"',
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
+class Stop(Goal):
+    """End the job when a metric has stopped improving."""
+
+    patience: int = key("Evaluations without improvement before the job ends.", minimum=1)
+    minimum_change: float = key("What counts as an improvement.", value=0.0, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard(Goal):
     """Abandon a round whose model is worse on held-out data, and pause the job."""
 
-    metric: str = key('"loss" or one of the metrics.')
     tolerance: float = key("How much worse than the best version so far it may be.", minimum=0)
-    mode: str = key(
-        "Whether more or less is better.",
-        choices=("max", "min"),
-        infer=_stop_mode,
-        default='"min" for the loss, else "max"',
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
