@@ -108,9 +108,10 @@ def figures_of(results: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def kernels(precision: Precision) -> Iterator[None]:
+def kernels(precision: Precision, device: torch.device) -> Iterator[None]:
     """Repeatable convolutions on GPUs, in full float32 at that precision; no effect on a CPU."""
-    tf32 = precision != "float32"
+    # some processors would round float32 products too
+    tf32 = precision != "float32" and device.type == "cuda"
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:

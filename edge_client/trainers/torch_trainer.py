@@ -156,7 +156,7 @@ class TorchTrainer:
         """
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
         figures: dict[str, torch.Tensor] = {}
-        with in_our_words(), kernels(self._precision):
+        with in_our_words(), kernels(self._precision, self.device):
             parts = micro_batches(batch, self._manifest.step.micro_batch_size, seed)
             for part in parts:
                 step = partial(
@@ -220,7 +220,12 @@ class TorchTrainer:
         """
         check_batch(batch, self._manifest.inputs, self._manifest.targets)
         values = _tensors(batch)
-        with in_our_words(), kernels(self._precision), torch.no_grad(), self._autocast():
+        with (
+            in_our_words(),
+            kernels(self._precision, self.device),
+            torch.no_grad(),
+            self._autocast(),
+        ):
             key = (EVALUATE, batch.size, *values)
             return Figures(self._replays.run(key, self._measure, values)).read()
 

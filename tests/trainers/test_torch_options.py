@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from edge_client.trainers import open_trainer
+from edge_client.settings import PRECISIONS
+from edge_client.trainers import Precision, open_trainer
+from edge_client.trainers.torch_step import kernels
 from edge_client.trainers.torch_trainer import TorchTrainer
 from headwater.errors import UsageError
 from headwater.plan import Plan
@@ -55,6 +58,17 @@ def test_bfloat16_is_near_and_keeps_the_state_in_float32(plan_of: PlanOf) -> Non
     assert losses != expected
     assert weights.dtype == np.float32
     assert 0 < np.abs(weights - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_only_a_gpu_may_round_products_to_tf32(precision: Precision, device: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    with kernels(precision, torch.device(device)):
+        may_round = precision != "float32" and device == "cuda"
+        assert torch.backends.cudnn.allow_tf32 is may_round
+        assert torch.get_float32_matmul_precision() == ("high" if may_round else "highest")
+    assert torch.get_float32_matmul_precision() == before
 
 
 @pytest.mark.parametrize("option", [{"compile": True}, {"precision": "bfloat16"}])
