@@ -12,13 +12,13 @@ from headwater.errors import StorageError
 from storage.blob_store import BlobStore
 from storage.database import Database
 from storage.findings import Finding
-from storage.records import AssignmentState
+from storage.late import HELD
 from storage.schema import Assignment, Blob, Job, ModelVersion, Plan, PlanMember, Round
 
 CHUNK_BYTES = 2**20
 
 KEPT = (
-    Assignment.state == AssignmentState.ACCEPTED,
+    HELD,
     Assignment.update_digest.is_not(None),
     Assignment.update_collected.is_(False),
 )

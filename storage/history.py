@@ -143,8 +143,7 @@ def participation(
     owner = client(session, name)
     query = (
         select_assignments()
-        .add_columns(Job.reference, Round.number, Round.purpose)
-        .join(Round, Round.id == Assignment.round_id)
+        .add_columns(Job.reference, Round.purpose)
         .join(Job, Job.id == Round.job_id)
         .where(Assignment.client_id == owner.client_id)
         .order_by(Assignment.id.desc())
@@ -153,8 +152,10 @@ def participation(
     if after is not None:
         query = query.where(Assignment.id < after)
     return [
-        ParticipationRecord(reference, number, RoundPurpose(purpose), assignment_record(row, owned))
-        for row, owned, reference, number, purpose in session.execute(query)
+        ParticipationRecord(
+            reference, number, RoundPurpose(purpose), assignment_record(row, owned, number, folded)
+        )
+        for row, owned, number, folded, reference, purpose in session.execute(query)
     ]
 
 

@@ -1,13 +1,14 @@
 """The rows of assignments, for `rounds`: how they begin, move and end."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from headwater.errors import ConflictError, NotFoundError
-from storage import events
+from storage import blobs, events
 from storage.records import (
     AssignmentRecord,
     AssignmentState,
@@ -19,6 +20,8 @@ from storage.records import (
 from storage.schema import Assignment, Round
 from storage.transitions import UNFINISHED_ASSIGNMENTS, check_transition
 from storage.views import assignment_record, select_assignments
+
+HELD = (AssignmentState.ACCEPTED, AssignmentState.LATE)
 
 _STAMPS = {AssignmentState.TRAINING: "training_at", AssignmentState.UPLOADING: "uploading_at"}
 
@@ -38,8 +41,8 @@ def find(session: Session, assignment_id: int) -> Assignment:
 def record_of(session: Session, assignment_id: int) -> AssignmentRecord:
     """An assignment that is there, as a record."""
     query = select_assignments().where(Assignment.id == assignment_id)
-    row, name = session.execute(query).one()
-    return assignment_record(row, name)
+    row, name, number, folded = session.execute(query).one()
+    return assignment_record(row, name, number, folded)
 
 
 def write_offers(
@@ -75,6 +78,18 @@ def move(row: Assignment, state: AssignmentState, reason: str, now: datetime) ->
     setattr(row, _STAMPS.get(state, "finished_at"), now)
 
 
+def receipt_of(row: Assignment, now: datetime) -> ReceiptRecord:
+    """The receipt of an update that has just been written."""
+    return ReceiptRecord(
+        row.id,
+        AssignmentState(row.state),
+        row.update_digest or "",
+        row.update_size_bytes or 0,
+        now,
+        repeated=False,
+    )
+
+
 def receipt_again(row: Assignment, update: UpdateFacts) -> ReceiptRecord:
     """The receipt of an update that was accepted before.
 
@@ -83,27 +98,43 @@ def receipt_again(row: Assignment, update: UpdateFacts) -> ReceiptRecord:
     """
     if row.update_digest != update.digest:
         raise ConflictError(
-            f"assignment {row.id} has the update {row.update_digest} accepted: {update.digest} is "
-            "another and is refused"
+            f"assignment {row.id} has the update {row.update_digest} {row.state}: "
+            f"{update.digest} is another and is refused"
         )
     accepted_at = row.finished_at or row.offered_at
-    size_bytes = row.update_size_bytes or 0
-    return ReceiptRecord(row.id, update.digest, size_bytes, accepted_at, repeated=True)
+    return replace(receipt_of(row, accepted_at), repeated=True)
+
+
+def write_update(session: Session, row: Assignment, update: UpdateFacts, now: datetime) -> None:
+    """Write what is known of an acknowledged update, and refer to its blob."""
+    if update.digest:  # an evaluation brings metrics and no update
+        blobs.register(
+            session, digest=update.digest, size_bytes=update.size_bytes, kind="update", now=now
+        )
+        row.update_digest, row.update_size_bytes = update.digest, update.size_bytes
+    row.update_encoding, row.update_norm = update.encoding, update.update_norm
+    row.examples = update.examples
+    row.metrics_before, row.metrics_after = dict(update.metrics_before), dict(update.metrics_after)
+    row.fetch_seconds, row.train_seconds = update.fetch_seconds, update.train_seconds
+    row.upload_seconds = update.upload_seconds
+    row.bytes_down, row.bytes_up = update.bytes_down, update.bytes_up
 
 
 def end_all(
     session: Session, step: Round, fates: Mapping[int, Fate], now: datetime
 ) -> dict[int, Assignment]:
-    """End each unfinished assignment of a round, by its fate if it has one; returns all of them.
+    """End each unfinished assignment of a round, by its fate if it has one.
 
-    Of those that have ended, only an accepted one still takes a fate, and only its rejection:
+    Returns all of them, and the late ones that the round took. Of those that have ended, only one
+    whose update is held still takes a fate, and only its rejection:
     otherwise the first end counts, since an update may be accepted, and a client may decline or
     fail, while its round's end is being decided.
 
     Raises:
         NotFoundError: a fate is for an assignment of another round.
     """
-    rows = select(Assignment).where(Assignment.round_id == step.id).order_by(Assignment.id)
+    ours = or_(Assignment.round_id == step.id, Assignment.folded_round_id == step.id)
+    rows = select(Assignment).where(ours).order_by(Assignment.id)
     ledger = {row.id: row for row in session.scalars(rows)}
     if strangers := sorted(fates.keys() - ledger.keys()):
         raise NotFoundError(f"round {step.number} has no assignments {strangers}")
@@ -111,7 +142,7 @@ def end_all(
     for row in ledger.values():
         fate = fates.get(row.id, default)
         is_rejected = fate.state is AssignmentState.REJECTED
-        is_overruled = row.state == AssignmentState.ACCEPTED and is_rejected
+        is_overruled = row.state in HELD and is_rejected
         if is_overruled or row.state in UNFINISHED_ASSIGNMENTS:
             move(row, fate.state, fate.reason, now)
             row.evidence = fate.evidence
@@ -128,13 +159,13 @@ def write_weights(
 
     Raises:
         NotFoundError: an assignment is not of this round.
-        ConflictError: its update was not accepted.
+        ConflictError: its update was neither accepted nor taken.
     """
     for assignment_id, weight in weights_in_fold.items():
         row = ledger.get(assignment_id)
         if row is None:
             raise NotFoundError(f"round {step.number} has no assignment {assignment_id}")
-        if row.state != AssignmentState.ACCEPTED:
+        if row.state not in HELD:
             raise ConflictError(f"assignment {assignment_id} is {row.state}: it has no weight")
         row.weight = weight
     return [ledger[assignment_id] for assignment_id in weights_in_fold]

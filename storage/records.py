@@ -169,12 +169,15 @@ class AssignmentRecord:
     seed: int
     weight: float | None
     """Its weight in the fold; None when it was not folded."""
+    round_number: int
+    folded_round_number: int | None
+    """The round that took a late update; None for the others, which their own round folds."""
     evidence: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One round. `assignments` is filled by the calls that say so, else empty."""
+    """One round. `assignments` and `late` are filled by the calls that say so, else empty."""
 
     id: int
     job_id: int
@@ -206,6 +209,14 @@ class RoundRecord:
     client_metrics: dict[str, float]
     coordinator_metrics: dict[str, float]
     assignments: tuple[AssignmentRecord, ...] = ()
+    late: tuple[AssignmentRecord, ...] = ()
+    """Updates whose own round had ended, and which this one took to fold."""
+
+    @property
+    def held(self) -> tuple[AssignmentRecord, ...]:
+        """The assignments whose acknowledged updates this round folds."""
+        accepted = (one for one in self.assignments if one.state is AssignmentState.ACCEPTED)
+        return (*accepted, *(one for one in self.late if one.state is AssignmentState.LATE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +224,7 @@ class ReceiptRecord:
     """The durable acceptance of one update. `repeated`: it had been accepted before."""
 
     assignment_id: int
+    state: AssignmentState
     digest: str
     size_bytes: int
     accepted_at: datetime

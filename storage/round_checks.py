@@ -12,18 +12,24 @@ from storage.transitions import UNFINISHED_ASSIGNMENTS, UNFINISHED_ROUNDS
 WEIGHT_TOLERANCE = 1e-9
 """How far the weights of a fold may be from a sum of 1."""
 
+_TAKEN = (AssignmentState.LATE, AssignmentState.REJECTED)
+
 
 def round_findings(
-    job: Place, step: Round, ledger: Sequence[Assignment], metrics: Sequence[Metric]
+    job: Place,
+    step: Round,
+    ledger: Sequence[Assignment],
+    late: Sequence[Assignment],
+    metrics: Sequence[Metric],
 ) -> Iterator[Finding]:
-    """What is wrong with a round, given its whole ledger and its metrics."""
+    """What is wrong with a round, given its whole ledger, what it took late, and its metrics."""
     place = job.of_round(step)
     yield from _names(place, step)
     if step.state in set(RoundState):
         yield from _times(place, step)
     if step.state not in UNFINISHED_ROUNDS:
-        yield from _totals(place, step, ledger)
-    yield from _weights(job, step, ledger)
+        yield from _totals(place, step, ledger, late)
+    yield from _weights(job, step, ledger, late)
     for metric in metrics:
         if not isfinite(metric.value):
             yield place.finding("metrics", f"its {metric.scope} {metric.name} is {metric.value}")
@@ -51,8 +57,10 @@ def _times(place: Place, step: Round) -> Iterator[Finding]:
             yield place.finding("round state", f"it is {step.state} and has {words} {name}")
 
 
-def _totals(place: Place, step: Round, ledger: Sequence[Assignment]) -> Iterator[Finding]:
-    folded = [row for row in ledger if row.weight is not None]
+def _totals(
+    place: Place, step: Round, ledger: Sequence[Assignment], late: Sequence[Assignment]
+) -> Iterator[Finding]:
+    folded = [row for row in _held(ledger, late) if row.weight is not None]
     totals = (
         ("offered", step.offered, len(ledger)),
         ("accepted", step.accepted, len(_accepted(ledger))),
@@ -65,17 +73,20 @@ def _totals(place: Place, step: Round, ledger: Sequence[Assignment]) -> Iterator
             yield place.finding("round totals", f"its {name} is {said}; its ledger says {counted}")
 
 
-def _weights(job: Place, step: Round, ledger: Sequence[Assignment]) -> Iterator[Finding]:
-    """The accepted updates of a committed training round have shares of its mean, no others do."""
+def _weights(
+    job: Place, step: Round, ledger: Sequence[Assignment], late: Sequence[Assignment]
+) -> Iterator[Finding]:
+    """The updates that a committed training round holds have shares of its mean, no others do."""
     is_mean = step.state == RoundState.COMMITTED and step.purpose == RoundPurpose.TRAIN
-    folded = {row.id for row in _accepted(ledger)} if is_mean else set()
-    for row in ledger:
+    folded = {row.id: row for row in _held(ledger, late)} if is_mean else {}
+    elsewhere = {row.id for row in ledger if row.folded_round_id not in (None, step.id)}
+    for row in {row.id: row for row in (*ledger, *late)}.values():
         here = job.of_round(step, row.id)
         if row.weight is None and row.id in folded:
             yield here.finding("fold weights", "it was accepted and has no weight in the fold")
-        if row.weight is not None and row.id not in folded:
+        if row.weight is not None and row.id not in folded and row.id not in elsewhere:
             yield here.finding("fold weights", "it has a weight in a fold and no part in one")
-    total = fsum(row.weight or 0.0 for row in ledger if row.id in folded)
+    total = fsum(row.weight or 0.0 for row in folded.values())
     if is_mean and not abs(total - 1) <= WEIGHT_TOLERANCE:  # NaN too
         yield job.of_round(step).finding("fold weights", f"its fold weights add up to {total!r}")
 
@@ -92,8 +103,10 @@ def _assignment(place: Place, step: Round, row: Assignment) -> Iterator[Finding]
     if is_pending == (row.finished_at is not None):
         words = "a" if is_pending else "no"
         yield place.finding("assignment state", f"it is {row.state} and has {words} finished_at")
-    if row.state == AssignmentState.ACCEPTED:
+    if row.state == AssignmentState.ACCEPTED or row.folded_round_id is not None:
         yield from _acceptance(place, step, row)
+    if row.folded_round_id is not None and row.state not in _TAKEN:
+        yield place.finding("assignment state", f"it is {row.state} and a later round took it")
 
 
 def _acceptance(place: Place, step: Round, row: Assignment) -> Iterator[Finding]:
@@ -106,6 +119,11 @@ def _acceptance(place: Place, step: Round, row: Assignment) -> Iterator[Finding]
     for name, value in chain(row.metrics_before.items(), row.metrics_after.items()):
         if not isfinite(value):
             yield place.finding("metrics", f"its metric {name} is {value}")
+
+
+def _held(ledger: Sequence[Assignment], late: Sequence[Assignment]) -> list[Assignment]:
+    """The updates that a round folds."""
+    return [*_accepted(ledger), *(row for row in late if row.state == AssignmentState.LATE)]
 
 
 def _accepted(ledger: Sequence[Assignment]) -> list[Assignment]:

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Unpack
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from headwater.errors import ConflictError, NotFoundError
-from storage import blobs, events, ledger
+from storage import blobs, events, late, ledger
 from storage.records import (
     AssignmentFacts,
     AssignmentRecord,
@@ -144,24 +144,6 @@ def advance_assignment(
     return ledger.record_of(session, assignment_id)
 
 
-def note_late(session: Session, *, assignment_id: int, now: datetime) -> AssignmentRecord:
-    """Write that an update came after its round had ended, and how many versions were made since.
-
-    Raises:
-        NotFoundError: there is no such assignment.
-        ConflictError: it did not expire.
-    """
-    row = ledger.find(session, assignment_id)
-    step = session.get_one(Round, row.round_id)
-    base = session.get_one(ModelVersion, step.base_version_id)
-    row.staleness = session.get_one(Job, step.job_id).latest_version - base.number
-    since = f"{row.staleness} version{'' if row.staleness == 1 else 's'} later"
-    reason = f"its update came after the round had ended, {since}"
-    ledger.move(row, AssignmentState.LATE, reason, now)
-    session.flush()
-    return ledger.record_of(session, assignment_id)
-
-
 def accept_update(
     session: Session, *, assignment_id: int, update: UpdateFacts, now: datetime
 ) -> ReceiptRecord:
@@ -182,19 +164,9 @@ def accept_update(
             f"round {step.number} is {step.state}: the update of assignment {row.id} is late"
         )
     ledger.move(row, AssignmentState.ACCEPTED, "", now)
-    if update.digest:  # an evaluation brings metrics and no update
-        blobs.register(
-            session, digest=update.digest, size_bytes=update.size_bytes, kind="update", now=now
-        )
-        row.update_digest, row.update_size_bytes = update.digest, update.size_bytes
-    row.update_encoding, row.update_norm = update.encoding, update.update_norm
-    row.examples, row.staleness = update.examples, update.staleness
-    row.metrics_before, row.metrics_after = dict(update.metrics_before), dict(update.metrics_after)
-    row.fetch_seconds, row.train_seconds = update.fetch_seconds, update.train_seconds
-    row.upload_seconds = update.upload_seconds
-    row.bytes_down, row.bytes_up = update.bytes_down, update.bytes_up
+    ledger.write_update(session, row, update, now)
     session.flush()
-    return ReceiptRecord(row.id, update.digest, update.size_bytes, now, repeated=False)
+    return ledger.receipt_of(row, now)
 
 
 def extend(
@@ -223,11 +195,19 @@ def extensions(session: Session, *, round_id: int) -> int:
 
 
 def close(
-    session: Session, *, round_id: int, reason: str, now: datetime, quorum: int | None = None
+    session: Session,
+    *,
+    round_id: int,
+    reason: str,
+    now: datetime,
+    quorum: int | None = None,
+    late_fates: Mapping[int, Fate] | None = None,
 ) -> RoundRecord:
-    """Stop accepting updates: the round is closing, and its accepted set is final.
+    """Stop accepting updates: the round is closing, and the set that it folds is final.
 
-    `quorum` lowers what it needs, by its job's policy.
+    `quorum` lowers what it needs, by its job's policy. So does `late_fates`: with it, the round
+    takes the late updates of its job that wait, and its own unfinished assignments end now, so that
+    theirs can be late for the next one; they end with the round otherwise.
 
     Raises:
         NotFoundError: there is no such round.
@@ -237,6 +217,9 @@ def close(
     _move_round(step, RoundState.CLOSING, reason)
     step.quorum = quorum or step.quorum
     step.closed_at = now
+    if late_fates is not None:
+        late.take(session, step)
+        ledger.end_all(session, step, late_fates, now)
     session.flush()
     return get(session, round_id=round_id)
 
@@ -261,7 +244,7 @@ def commit(
     Raises:
         NotFoundError: there is no such round, or an assignment is not of it.
         ConflictError: the round is not closing, or its base version is not the newest any more, or
-            an assignment that was not accepted is said to be folded.
+            an assignment whose update is not held is said to be folded.
     """
     step = _round(session, round_id)
     _move_round(step, RoundState.COMMITTED, reason or step.reason)
@@ -304,12 +287,9 @@ def unfinished(session: Session, *, job_id: int) -> RoundRecord | None:
 
 def pending_assignments(session: Session) -> set[int]:
     """The ids of the assignments that may still bring an update, over all jobs."""
-    query = (
-        select(Assignment.id)
-        .join(Round, Round.id == Assignment.round_id)
-        .where(Round.state.in_(UNFINISHED_ROUNDS), Assignment.state.in_(UNFINISHED_ASSIGNMENTS))
-    )
-    return set(session.scalars(query))
+    pending = and_(Round.state.in_(UNFINISHED_ROUNDS), Assignment.state.in_(UNFINISHED_ASSIGNMENTS))
+    query = select(Assignment.id).join(Round, Round.id == Assignment.round_id)
+    return set(session.scalars(query.where(or_(pending, late.arriving()))))
 
 
 def get(session: Session, *, round_id: int) -> RoundRecord:
@@ -401,9 +381,10 @@ def _write_metrics(
 def _total(step: Round, rows: Mapping[int, Assignment], now: datetime) -> None:
     step.ended_at = now
     step.seconds = (now - step.opened_at).total_seconds()
-    step.accepted = sum(row.state == AssignmentState.ACCEPTED for row in rows.values())
-    step.bytes_down = sum(row.bytes_down for row in rows.values())
-    step.bytes_up = sum(row.bytes_up for row in rows.values())
+    own = [row for row in rows.values() if row.round_id == step.id]
+    step.accepted = sum(row.state == AssignmentState.ACCEPTED for row in own)
+    step.bytes_down = sum(row.bytes_down for row in own)
+    step.bytes_up = sum(row.bytes_up for row in own)
 
 
 def _record(session: Session, step: Round, verb: str, message: str, now: datetime) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from storage.columns import AnyFloat, Identity, Json, Measurements, UtcDateTime
 
-REVISION = "0001"
+REVISION = "0002"
 """The schema version that this program reads and writes: the newest migration's."""
 
 WRITE_KEY = 0x48454144_00000001
@@ -241,6 +241,8 @@ class Assignment(Base):
     update_collected: Mapped[bool] = mapped_column(default=False)
     seed: Mapped[int]
     weight: Mapped[float | None]
+    # The round whose fold took a late update; the others are folded by their own round.
+    folded_round_id: Mapped[int | None] = mapped_column(ForeignKey("rounds.id"), index=True)
     evidence: Mapped[str | None]
 
 

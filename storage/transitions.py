@@ -42,8 +42,8 @@ TRANSITIONS: Mapping[str, Mapping[StrEnum, frozenset[StrEnum]]] = {
         # The fold may find what acceptance could not see.
         A.ACCEPTED: frozenset({A.REJECTED}),
         # An update that comes after all, when its client had been given up on.
-        A.EXPIRED: frozenset({A.LATE}),
-        A.LATE: frozenset(),
+        A.EXPIRED: frozenset({A.LATE, A.REJECTED}),
+        A.LATE: frozenset({A.REJECTED}),
         A.REJECTED: frozenset(),
         A.FAILED: frozenset(),
         A.DECLINED: frozenset(),

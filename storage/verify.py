@@ -101,15 +101,17 @@ def _history_findings(session: Session) -> Iterator[Finding]:
 
 def _ledger_findings(session: Session, job: Place, rounds: Sequence[Round]) -> Iterator[Finding]:
     ids = [one.id for one in rounds]
-    ledgers, metrics = defaultdict(list), defaultdict(list)
-    rows = select(Assignment).where(Assignment.round_id.in_(ids)).order_by(Assignment.id)
-    for row in session.scalars(rows):
+    ledgers, late, metrics = defaultdict(list), defaultdict(list), defaultdict(list)
+    rows = select(Assignment).order_by(Assignment.id)
+    for row in session.scalars(rows.where(Assignment.round_id.in_(ids))):
         ledgers[row.round_id].append(row)
+    for row in session.scalars(rows.where(Assignment.folded_round_id.in_(ids))):
+        late[row.folded_round_id].append(row)
     measured = select(Metric).where(Metric.round_id.in_(ids)).order_by(Metric.id)
     for metric in session.scalars(measured):
         metrics[metric.round_id].append(metric)
     for step in rounds:
-        yield from round_findings(job, step, ledgers[step.id], metrics[step.id])
+        yield from round_findings(job, step, ledgers[step.id], late[step.id], metrics[step.id])
 
 
 def _batches(rounds: Iterable[Round]) -> Iterator[list[Round]]:

@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Nullable, Row, Select, select
+from sqlalchemy import Nullable, Row, Select, SQLColumnExpression, select
 from sqlalchemy.orm import Session, aliased
 
 from storage.records import (
@@ -23,6 +24,7 @@ from storage.schema import Assignment, Client, Job, Metric, ModelVersion, Round
 BaseVersion = aliased(ModelVersion)
 ParentVersion = aliased(ModelVersion)
 ParentJob = aliased(Job)
+FoldedRound = aliased(Round)
 
 
 def client_record(row: Client) -> ClientRecord:
@@ -77,13 +79,20 @@ def job_record(row: Row[Job, ModelVersion]) -> JobRecord:
     )
 
 
-def select_assignments() -> Select[Assignment, str]:
-    """Ledger rows with the client's name, for `assignment_record`."""
-    return select(Assignment, Client.name).join(Client, Client.client_id == Assignment.client_id)
+def select_assignments() -> Select[Assignment, str, int, int | None]:
+    """Ledger rows with what `assignment_record` needs of their client and rounds."""
+    return (
+        select(Assignment, Client.name, Round.number, Nullable(FoldedRound.number))
+        .join(Client, Client.client_id == Assignment.client_id)
+        .join(Round, Round.id == Assignment.round_id)
+        .outerjoin(FoldedRound, FoldedRound.id == Assignment.folded_round_id)
+    )
 
 
-def assignment_record(row: Assignment, client_name: str) -> AssignmentRecord:
-    """A row of the ledger."""
+def assignment_record(
+    row: Assignment, client_name: str, round_number: int, folded_round_number: int | None
+) -> AssignmentRecord:
+    """A row of the ledger, from the first columns of `select_assignments`."""
     return AssignmentRecord(
         id=row.id,
         round_id=row.round_id,
@@ -112,6 +121,8 @@ def assignment_record(row: Assignment, client_name: str) -> AssignmentRecord:
         update_collected=row.update_collected,
         seed=row.seed,
         weight=row.weight,
+        round_number=round_number,
+        folded_round_number=folded_round_number,
         evidence=row.evidence,
     )
 
@@ -135,9 +146,15 @@ def round_records(
     """Rounds from rows of `select_rounds`, with metrics, and with assignments if `ledger`."""
     ids = [row[0].id for row in rows]
     metrics = _metrics_by_round(session, ids)
-    assignments = _assignments_by_round(session, ids) if ledger else {}
+    assignments = _assignments_by_round(session, Assignment.round_id, ids) if ledger else {}
+    late = _assignments_by_round(session, Assignment.folded_round_id, ids) if ledger else {}
     return [
-        _round_record(row, metrics.get(row[0].id, {}), tuple(assignments.get(row[0].id, ())))
+        _round_record(
+            row,
+            metrics.get(row[0].id, {}),
+            tuple(assignments.get(row[0].id, ())),
+            tuple(late.get(row[0].id, ())),
+        )
         for row in rows
     ]
 
@@ -146,6 +163,7 @@ def _round_record(
     row: RoundRow,
     metrics: dict[MetricScope, dict[str, float]],
     assignments: tuple[AssignmentRecord, ...],
+    late: tuple[AssignmentRecord, ...],
 ) -> RoundRecord:
     step, reference, base, version = row
     return RoundRecord(
@@ -177,6 +195,7 @@ def _round_record(
         client_metrics=metrics.get(MetricScope.CLIENTS, {}),
         coordinator_metrics=metrics.get(MetricScope.COORDINATOR, {}),
         assignments=assignments,
+        late=late,
     )
 
 
@@ -191,16 +210,17 @@ def _metrics_by_round(
 
 
 def _assignments_by_round(
-    session: Session, ids: Sequence[int]
+    session: Session, round_id: SQLColumnExpression[Any], ids: Sequence[int]
 ) -> dict[int, list[AssignmentRecord]]:
     found: dict[int, list[AssignmentRecord]] = defaultdict(list)
     query = (
         select_assignments()
-        .where(Assignment.round_id.in_(ids))
-        .order_by(Assignment.round_id, Assignment.client_index)
+        .add_columns(round_id)
+        .where(round_id.in_(ids))
+        .order_by(round_id, Assignment.client_index, Assignment.id)
     )
-    for row, name in session.execute(query):
-        found[row.round_id].append(assignment_record(row, name))
+    for row, name, number, folded, at in session.execute(query):
+        found[at].append(assignment_record(row, name, number, folded))
     return found
 
 

@@ -12,13 +12,16 @@ from headwater.updates import StoredUpdate
 
 @dataclass(frozen=True)
 class Contribution:
-    """One accepted update: its digest (of the encoded blocks), its weight, and its values."""
+    """One update to fold: its digest (of the encoded blocks), its weight, and its values.
+
+    The weight is the number of its examples, discounted where it is stale.
+    """
 
     digest: str
-    examples: int
+    weight: float
     update: StoredUpdate
 
 
 def canonical(contributions: Iterable[Contribution]) -> list[Contribution]:
-    """The contributions by (digest, examples); equal keys have equal values."""
-    return sorted(contributions, key=lambda one: (one.digest, one.examples))
+    """The contributions by (digest, weight); equal keys have equal values."""
+    return sorted(contributions, key=lambda one: (one.digest, one.weight))

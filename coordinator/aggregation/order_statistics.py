@@ -47,9 +47,9 @@ class OrderStatistic(ABC):
         `columns` has shape [elements, updates]; the values of an element ascend.
         """
 
-    def shares(self, examples: Sequence[int]) -> list[float]:
+    def shares(self, weights: Sequence[float]) -> list[float]:
         """The same for each update, whatever it claims."""
-        return [1 / len(examples)] * len(examples)
+        return [1 / len(weights)] * len(weights)
 
     def change(
         self, index: int, count: int, ordered: Sequence[Contribution]

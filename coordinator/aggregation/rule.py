@@ -34,8 +34,8 @@ class Rule(Protocol):
     def refusal(self, updates: int) -> str:
         """Why this rule means nothing for so many updates, and what to do; empty when it does."""
 
-    def shares(self, examples: Sequence[int]) -> list[float]:
-        """The weight of each update in the ledger (sum 1), from the examples that each claims."""
+    def shares(self, weights: Sequence[float]) -> list[float]:
+        """The weight of each update in the ledger (sum 1), from its contribution's own."""
 
     def change(
         self, index: int, count: int, ordered: Sequence[Contribution]

@@ -25,16 +25,16 @@ class WeightedMean:
         """Nothing: a mean is one for any number of updates."""
         return ""
 
-    def shares(self, examples: Sequence[int]) -> list[float]:
-        """Each update's part of all examples, of which there is at least one."""
-        total = sum(examples)
-        return [count / total for count in examples]
+    def shares(self, weights: Sequence[float]) -> list[float]:
+        """Each update's part of all weights, whose sum is above 0."""
+        total = sum(weights)
+        return [weight / total for weight in weights]
 
     def change(
         self, index: int, count: int, ordered: Sequence[Contribution]
     ) -> NDArray[np.float64]:
-        """The mean of the changes, weighted by examples; see `Rule.change`."""
-        total = sum(one.examples for one in ordered)
+        """The mean of the changes, by their weights; see `Rule.change`."""
+        total = sum(one.weight for one in ordered)
         if total <= 0:
             raise UpdateError("there is no update with examples to fold")
         mean = weighted_sum(index, count, ordered)
@@ -52,10 +52,10 @@ class WeightedMean:
 
 
 def weighted_sum(index: int, count: int, ordered: Sequence[Contribution]) -> NDArray[np.float64]:
-    """The sum of a block's changes times their examples, added up in float64 in the order given."""
+    """The sum of a block's changes times their weights, added up in float64 in the order given."""
     total = np.zeros(count, np.float64)
     term = np.empty(count, np.float64)
     for one in ordered:
-        np.multiply(one.update.change(index), np.float64(one.examples), out=term)
+        np.multiply(one.update.change(index), np.float64(one.weight), out=term)
         total += term
     return total

@@ -76,7 +76,9 @@ def show_round(
         found = reader.show_round(job, number)
     if as_json:
         show.print_json(
-            show.plain(found.round) | {"assignments": [show.plain(x) for x in found.assignments]}
+            show.plain(found.round)
+            | {"assignments": [show.plain(x) for x in found.assignments]}
+            | {"late": [show.plain(x) for x in found.late]}
         )
         return
     one = found.round
@@ -109,7 +111,13 @@ def show_round(
         ("up", "right"),
         ("reason", "left"),
     )
-    show.print_table(columns, map(_ledger_row, found.assignments), "no client was assigned")
+    rows = map(_ledger_row, (*found.assignments, *_late_of_others(found)))
+    show.print_table(columns, rows, "no client was assigned")
+
+
+def _late_of_others(found: control_pb2.ShowRoundResponse) -> list[control_pb2.LedgerRow]:
+    """The late updates of earlier rounds; one that was late in this round is there already."""
+    return [one for one in found.late if one.round_number != found.round.number]
 
 
 def _ledger_row(one: control_pb2.LedgerRow) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.engine import directives
 from coordinator.engine.fold import Folded, fold_round, held_out_metrics
+from coordinator.engine.late import goes_on
 from coordinator.engine.live import JobRun, LiveRound
 from coordinator.engine.measures import metric_series, round_metrics
 from coordinator.engine.policy import Progress, guarding
@@ -70,16 +71,21 @@ async def extend_round(world: World, run: JobRun, reason: str) -> None:
 async def close_round(world: World, run: JobRun, reason: str) -> None:
     """Fold the accepted updates, evaluate the result and commit it; or abandon it with evidence."""
     assert run.round is not None
+    fates = None
+    if run.spec.rounds.late == "fold":
+        fates = _fates(run.round, run.spec.rounds.cohort)
     record = await world.database.write(
         partial(
             round_repository.close,
             round_id=run.round.record.id,
             reason=reason,
             quorum=min(run.round.record.quorum, max(1, run.round.accepted)),
+            late_fates=fates,
             now=world.clock.now(),
         )
     )
     run.round.record = record  # what follows may be repeated, and begins from here
+    _part(world, run, fates or {}, going_on=goes_on(run, made_version=True))
     await finish_round(world, run, record)
 
 
@@ -172,6 +178,7 @@ async def _commit(
         _log.warning("not measured: %s", unmeasured, extra=log_fields(run))
     run.abandoned_in_a_row, run.unmeasured = 0, unmeasured
     _log.info("round committed: %s", record.reason, extra=log_fields(run))
+    _part(world, run, fates, going_on=False)
     _tell(world, run, fates, set(folded.shares))
     await refresh(world, run)
 
@@ -239,6 +246,7 @@ async def abandon_round(
     )
     run.abandoned_in_a_row += 1
     _log.warning("round abandoned: %s", reason, extra=log_fields(run))
+    _part(world, run, fates, going_on=goes_on(run, made_version=False))
     _tell(world, run, fates, set())
     await refresh(world, run)
 
@@ -256,22 +264,28 @@ def _rejections(unsound: Mapping[int, str]) -> dict[int, Fate]:
     return {at: Fate(AssignmentState.REJECTED, reason) for at, reason in unsound.items()}
 
 
+def _part(world: World, run: JobRun, fates: Mapping[int, Fate], *, going_on: bool) -> None:
+    """Part from clients that have not delivered; those who are late stay at work if `going_on`."""
+    assert run.round is not None
+    for live in run.round.pending:
+        if (fate := fates.get(live.record.id)) is None:
+            continue
+        live.state = fate.state
+        if going_on and fate.state is AssignmentState.EXPIRED:
+            run.late[live.record.id] = live
+        elif (attendee := world.attendance.get(live.record.client_id)) is not None:
+            attendee.push(directives.cancel_message(live.record.id, fate.reason))
+
+
 def _tell(world: World, run: JobRun, fates: Mapping[int, Fate], folded: set[int]) -> None:
+    """Tell the clients whose updates were accepted what became of them."""
     assert run.round is not None
     for live in run.round.assignments.values():
         attendee = world.attendance.get(live.record.client_id)
-        if attendee is None:
+        if attendee is None or live.state is not AssignmentState.ACCEPTED:
             continue
-        fate = fates.get(live.record.id)
-        if fate is not None and fate.state is AssignmentState.REJECTED:
-            attendee.push(
-                directives.fate_message(live.record.id, fate.state, fate.reason, folded=False)
-            )
-        elif fate is not None:
-            attendee.push(directives.cancel_message(live.record.id, fate.reason))
-        elif live.state is AssignmentState.ACCEPTED:
-            attendee.push(
-                directives.fate_message(
-                    live.record.id, live.state, "", folded=live.record.id in folded
-                )
-            )
+        fate = fates.get(live.record.id, Fate(live.state, ""))
+        is_folded = live.record.id in folded
+        attendee.push(
+            directives.fate_message(live.record.id, fate.state, fate.reason, folded=is_folded)
+        )

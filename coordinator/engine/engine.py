@@ -5,12 +5,19 @@ import logging
 from functools import partial
 
 from coordinator.engine.job_loop import JobLoop
+from coordinator.engine.late import rejoin
 from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.recovery import described, recover_run
 from coordinator.engine.world import World
 from headwater.errors import HeadwaterError, NotFoundError, WorldError
 from storage import jobs as job_repository
-from storage.records import AssignmentFacts, AssignmentState, JobRecord, JobState
+from storage.records import (
+    AssignmentFacts,
+    AssignmentRecord,
+    AssignmentState,
+    JobRecord,
+    JobState,
+)
 from storage.transitions import UNFINISHED_JOBS
 
 _log = logging.getLogger("headwater.engine")
@@ -86,13 +93,15 @@ class Engine:
         return record
 
     def find(self, assignment_id: int, client_id: str) -> tuple[JobRun, LiveAssignment] | None:
-        """A client's assignment in an open round; None when its round has ended.
+        """A client's assignment in an open round, or one that is late and still awaited; else None.
 
         Raises:
             NotFoundError: the assignment is another client's.
         """
         for run in self.runs.values():
-            live = run.round.assignments.get(assignment_id) if run.round else None
+            live = run.late.get(assignment_id)
+            if live is None and run.round is not None:
+                live = run.round.assignments.get(assignment_id)
             if live is None:
                 continue
             if live.record.client_id != client_id:
@@ -105,6 +114,19 @@ class Engine:
         rounds = ((run, run.round) for run in self.runs.values() if run.round is not None)
         found = ((run, round_.of_client(client_id)) for run, round_ in rounds)
         return [(run, live) for run, live in found if live is not None and live.pending]
+
+    async def rejoin(self, record: AssignmentRecord) -> tuple[JobRun, LiveAssignment] | None:
+        """Await the update of an assignment that had expired; None where it can not be folded."""
+        return await rejoin(self.world, self.runs, record)
+
+    def forget_late(self, client_id: str, held_assignment_id: int) -> None:
+        """Await no late update of a client but that which it says that it holds."""
+        for run in self.runs.values():
+            run.late = {
+                at: one
+                for at, one in run.late.items()
+                if one.record.client_id != client_id or at == held_assignment_id
+            }
 
     def wake(self) -> None:
         """Clients came or went: jobs that wait for a quorum look again."""
@@ -133,6 +155,7 @@ class Engine:
         await self._loop.drive(run)
         if run.record.state not in UNFINISHED_JOBS:
             self.world.eligibility.forget(run.record.reference)  # also where an operator ended it
+            run.late.clear()
             self.runs.pop(run.record.reference, None)
             self._tasks.pop(run.record.reference, None)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from coordinator.aggregation.order import Contribution
 from coordinator.aggregation.rule import Rule, fold
 from coordinator.aggregation.soundness import fault_of
+from coordinator.aggregation.staleness import discounted
 from coordinator.engine.live import JobRun
 from coordinator.engine.world import World
 from headwater.errors import BlobError, UpdateError, UserError
@@ -24,7 +25,6 @@ from headwater.updates import StoredUpdate, encoding_named
 from storage.blob_store import BlobStore
 from storage.records import (
     AssignmentRecord,
-    AssignmentState,
     MetricScope,
     MetricValue,
     RoundRecord,
@@ -56,9 +56,9 @@ class Folded:
 
 
 def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
-    """Fold the accepted updates of a closing round, without those that make the result unsound.
+    """Fold the updates that a closing round holds, without those that make the result unsound.
 
-    What is left out depends on the set of accepted updates and their stored bytes alone: an update
+    What is left out depends on the set of held updates and their stored bytes alone: an update
     that is damaged on disk, or that alone makes unsound weights.
 
     Raises:
@@ -70,26 +70,25 @@ def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
 
 def _fold(world: World, run: JobRun, record: RoundRecord, held: ExitStack) -> Folded:
     """`held` keeps the files that are read on this machine."""
-    accepted = [one for one in record.assignments if one.state is AssignmentState.ACCEPTED]
     base = local_weights(world.blobs, record.base_weights_digest, run.layout)
     rule = run.spec.aggregation.chosen
     attempt = partial(_attempt, rule, base, layout=run.layout, threads=world.threads)
-    contributions, unsound = _opened(world, run, accepted, held)
+    contributions, unsound = _opened(world, run, record.held, held)
     weights, fault = attempt(list(contributions.values()))
     if fault:
         unsound |= _unsound(attempt, contributions)
-        sound = [one for at, one in contributions.items() if at not in unsound]
-        if len(sound) < record.quorum:
-            return Folded(unsound=unsound, fault=f"{fault}; {_too_few(len(sound), record.quorum)}")
-        weights, fault = attempt(sound)
-    elif len(contributions) < record.quorum:
-        fault = _too_few(len(contributions), record.quorum)
+        contributions = {at: one for at, one in contributions.items() if at not in unsound}
+    sound = sum(one.id in contributions for one in record.assignments)  # without the late ones
+    if sound < record.quorum:
+        too_few = f"{sound} updates are sound, fewer than the quorum of {record.quorum}"
+        return Folded(unsound=unsound, fault="; ".join(filter(None, (fault, too_few))))
+    if fault:
+        weights, fault = attempt(list(contributions.values()))
     if weights is None or fault:
         return Folded(unsound=unsound, fault=fault)
     temporary, digest = world.blobs.prepare(weights_chunks(run.layout, weights))
-    kept = [one for one in accepted if one.id not in unsound]
-    weighed = rule.shares([one.examples or 0 for one in kept])
-    shares = {one.id: share for one, share in zip(kept, weighed, strict=True)}
+    weighed = rule.shares([one.weight for one in contributions.values()])
+    shares = dict(zip(contributions, weighed, strict=True))
     return Folded(weights, temporary, digest, shares, weights_size_bytes(run.layout), unsound)
 
 
@@ -110,7 +109,7 @@ def _opened(
 def contribution_of(
     blobs: BlobStore, layout: Layout, assignment: AssignmentRecord, held: ExitStack
 ) -> Contribution:
-    """The stored update of an accepted assignment, which can be read until `held` is closed.
+    """The stored update of an assignment that holds one, which can be read until `held` is closed.
 
     Raises:
         UpdateError: the file's frames are not those of an update of this layout.
@@ -120,7 +119,8 @@ def contribution_of(
     digest = assignment.update_digest or ""
     encoding = encoding_named(assignment.update_encoding or "")
     update = StoredUpdate(held.enter_context(blobs.local(digest)), layout, encoding)
-    return Contribution(digest, assignment.examples or 0, update)
+    weight = discounted(assignment.examples or 0, assignment.staleness)
+    return Contribution(digest, weight, update)
 
 
 def local_weights(blobs: BlobStore, digest: str, layout: Layout) -> Weights:
@@ -156,10 +156,6 @@ def _unsound(attempt: _Attempt, contributions: Mapping[int, Contribution]) -> di
     """
     faults = {at: attempt([one])[1] for at, one in contributions.items()}
     return {at: f"its update is unsound: {fault}" for at, fault in faults.items() if fault}
-
-
-def _too_few(sound: int, quorum: int) -> str:
-    return f"{sound} updates are sound, fewer than the quorum of {quorum}"
 
 
 def held_out_metrics(world: World, run: JobRun, folded: Folded) -> tuple[list[MetricValue], str]:

@@ -147,9 +147,10 @@ class JobLoop:
         if ending and not (wanted and survey(self.world, run, {}).decision.offers):
             await self._set_state(run, JobState.COMPLETED, ending)
             return 0
-        barred = [until for _, until in run.barred.values()]
+        free_at = [until for _, until in run.barred.values()]
+        free_at += [one.lease_ends for other in self._runs.values() for one in other.late.values()]
         now = self.world.clock.monotonic()
-        return min((until - now for until in barred if until > now), default=None)
+        return min((until - now for until in free_at if until > now), default=None)
 
     async def _open(self, run: JobRun, purpose: RoundPurpose) -> bool:
         """Open a round, unless a job that has waited longer can open one now."""
@@ -207,8 +208,15 @@ class JobLoop:
 
     def _busy(self) -> dict[str, str]:
         """Who works for which job; those whom a closing round no longer needs are free."""
+        for run in self._runs.values():
+            run.forget_silent(self.world.clock.monotonic())
+        late = {
+            live.record.client_id: run.record.reference
+            for run in self._runs.values()
+            for live in run.late.values()
+        }
         rounds = [(run, run.round) for run in self._runs.values() if run.round is not None]
-        return {
+        return late | {
             live.record.client_id: run.record.reference
             for run, round_ in rounds
             if round_.record.state is RoundState.OPEN
@@ -249,6 +257,7 @@ class JobLoop:
             read = partial(round_repository.assignment, assignment_id=live.record.id)
             live.record = await self.world.database.read(read)
         live.state = live.record.state
+        run.late.pop(live.record.id, None)
         run.changed.set()
 
     async def _pause(self, run: JobRun, reason: str) -> bool:

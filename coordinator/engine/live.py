@@ -30,11 +30,12 @@ ENCODING = "fp32"
 @dataclass(eq=False)
 class LiveAssignment:
     """A ledger row in the making: `lease_ends` is a time of the monotonic clock, `offer` what its
-    client announced last."""
+    client announced last, `base_weights_digest` the weights that it trains from."""
 
     record: AssignmentRecord
     state: AssignmentState
     lease_ends: float
+    base_weights_digest: str
     instance_id: str = ""
     bytes_down: int = 0
     offer: fleet_pb2.OfferRequest | None = None
@@ -76,9 +77,10 @@ class JobRun:
 
     `barred` maps instances of clients that declined, failed or fell silent to the reason and the
     time of the monotonic clock at which they may be asked again; a client that starts anew may at
-    once. `unmeasured` is why held-out metrics are missing. `turn` orders the jobs that wait for
-    clients: the one that waits longest goes first. `must_pause` is why the job pauses, until that
-    is written.
+    once. `late` has the assignments by id whose round has ended, and whose updates are still
+    awaited, to be folded by the next one. `unmeasured` is why held-out metrics are missing. `turn`
+    orders the jobs that wait for clients: the one that waits longest goes first. `must_pause` is
+    why the job pauses, until that is written.
     """
 
     record: JobRecord
@@ -91,6 +93,7 @@ class JobRun:
     must_pause: str = ""
     abandoned_in_a_row: int = 0
     barred: dict[str, tuple[str, float]] = field(default_factory=dict)
+    late: dict[int, LiveAssignment] = field(default_factory=dict)
     turn: int | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     news: int = 0
@@ -116,6 +119,10 @@ class JobRun:
         now = clock.monotonic()
         self.barred = {one: bar for one, bar in self.barred.items() if bar[1] > now}
         self.barred[instance_id] = (reason, now + BARRED_SECONDS)
+
+    def forget_silent(self, now: float) -> None:
+        """Await no late update any more of which nothing was heard for the time of a lease."""
+        self.late = {at: one for at, one in self.late.items() if one.lease_ends > now}
 
     async def announce(self) -> None:
         """Wake those who follow the job: a round ended, or its state or its wait changed."""

@@ -90,6 +90,20 @@ def closing(policy: Rounds, progress: Progress) -> Closing:
     return Closing(Action.ABANDON, short)
 
 
+def lateness(policy: Rounds, staleness: int, rounds_committed: int) -> str:
+    """Why an update whose round has ended is of no use any more; empty where the next one folds it.
+
+    `staleness` counts the versions since its base.
+    """
+    if policy.late == "discard":
+        return "its job folds no late updates"
+    if rounds_committed >= policy.count:
+        return "its job has no further round"
+    if staleness > policy.largest_staleness:
+        return f"its base is {staleness} versions old, more than {policy.largest_staleness}"
+    return ""
+
+
 def guarding(guard: Guard | None, measured: Mapping[str, float], best: float | None) -> str:
     """Why a new version must not be committed, from its held-out metrics; empty when it may.
 

@@ -21,7 +21,9 @@ def live_round(world: World, record: RoundRecord, extensions: int = 0) -> LiveRo
     return LiveRound(
         record,
         {
-            one.id: LiveAssignment(one, one.state, lease_ends, bytes_down=one.bytes_down)
+            one.id: LiveAssignment(
+                one, one.state, lease_ends, record.base_weights_digest, bytes_down=one.bytes_down
+            )
             for one in record.assignments
         },
         extensions,

@@ -287,6 +287,18 @@ class Rounds:
         minimum=1,
         maximum=1000,
     )
+    late: str = key(
+        "What becomes of an update that comes after its round has ended: it is noted and not kept, "
+        "or the next round folds it, with its weight divided by the square root of 1 + staleness.",
+        value="discard",
+        choices=("discard", "fold"),
+    )
+    largest_staleness: int = key(
+        "How many versions old the base of a late update may be, to be folded.",
+        value=10,
+        minimum=0,
+        maximum=1000,
+    )
     largest_norm: float | None = key(
         "The largest L2 norm of an update's change; a larger one is rejected and kept as evidence.",
         value=None,
@@ -400,6 +412,12 @@ class JobSpec:
         fewest = 1 if self.rounds.without_quorum == "lower" else self.rounds.quorum
         if refusal := self.aggregation.chosen.refusal(fewest):
             yield Fault(("aggregation", "trim"), f"{refusal} (the fewest that a round commits)")
+        if self.rounds.late == "fold" and self.aggregation.rule != "weighted_mean":
+            yield Fault(
+                ("rounds", "late"),
+                f'"discard" with the rule {self.aggregation.rule}, which counts every update once '
+                "and cannot discount a stale one",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The job as JSON-able values; keys that are not set are left out."""

@@ -31,8 +31,8 @@ class CommittedRound:
 
     @property
     def folded(self) -> tuple[AssignmentRecord, ...]:
-        """The ledger's rows whose updates are in the version, by client index."""
-        return tuple(one for one in self.record.assignments if one.weight is not None)
+        """The ledger's rows whose updates are in the version: its own by index, then late ones."""
+        return tuple(one for one in self.record.held if one.weight is not None)
 
     @property
     def clients(self) -> list[str]:

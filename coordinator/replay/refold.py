@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from coordinator.aggregation.rule import Rule, fold
 from coordinator.aggregation.soundness import fault_of
+from coordinator.aggregation.staleness import discounted
 from coordinator.engine.fold import EVALUATION_BATCH, contribution_of, local_weights
 from coordinator.jobs.job_spec import Aggregation
 from coordinator.replay.committed_round import (
@@ -61,7 +62,7 @@ def replayed(
     aggregation = aggregation_of(step.spec.aggregation, what_if, len(kept))
     rule = aggregation.chosen
     weights = refold(blobs, step, kept, rule, plan.layout, threads)
-    shares = rule.shares([one.examples or 0 for one in kept])
+    shares = rule.shares([discounted(one.examples or 0, one.staleness) for one in kept])
     digest = digest_of(weights, plan.layout)
     metrics: dict[str, float] = {}
     metrics_before = dict(step.record.coordinator_metrics)

@@ -17,7 +17,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import checked_digest, checked_hello, printable
-from coordinator.services.uploads import Uploads, wanted
+from coordinator.services.uploads import Uploads, has_accepted, is_late, wanted
 from headwater.errors import (
     BlobError,
     ConflictError,
@@ -184,7 +184,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             raise UsageError(f"a {kind or 'empty'} message does not belong here")
         said = getattr(request, kind)
         found = self._engine.find(said.assignment_id, attendee.client_id)
-        if found is None or not found[1].pending:
+        if found is None or not (found[1].pending or is_late(*found)):
             return
         try:
             if kind == "progress":
@@ -201,6 +201,8 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     async def _hear_progress(self, live: LiveAssignment, progress: fleet_pb2.Progress) -> None:
         self._renew(live)
+        if not live.pending:  # its ledger row has ended
+            return
         uploading = progress.phase == fleet_pb2.PHASE_UPLOADING
         state = AssignmentState.UPLOADING if uploading else AssignmentState.TRAINING
         if live.state is AssignmentState.OFFERED or uploading > (
@@ -240,13 +242,16 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         """Push what the client should work on and, by its Hello, does not know of; and how what it
         holds ended, where it did not hear of that."""
         held = attendee.hello.held_assignment_id
+        self._engine.forget_late(attendee.client_id, held)
         owed = self._engine.assignments_of(attendee.client_id)
         for run, live in owed:
             if live.record.id != held:
                 send_assignment(self._world, run, live)
         known = [live.record.id for _, live in owed]
-        if held and held not in known and not self._awaits_fold(attendee.client_id, held):
-            attendee.push(await self._outcome(attendee.client_id, held))
+        if not held or held in known or self._awaits_fold(attendee.client_id, held):
+            return
+        if (outcome := await self._outcome(attendee.client_id, held)) is not None:
+            attendee.push(outcome)
 
     def _awaits_fold(self, client_id: str, assignment_id: int) -> bool:
         """Whether its update is accepted and its round goes on: its fate is told when that ends."""
@@ -256,8 +261,8 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             return False
         return found is not None and found[1].state is AssignmentState.ACCEPTED
 
-    async def _outcome(self, client_id: str, assignment_id: int) -> fleet_pb2.AttendResponse:
-        """What ends a client's work on an assignment that is not pending."""
+    async def _outcome(self, client_id: str, assignment_id: int) -> fleet_pb2.AttendResponse | None:
+        """What ends a client's work on an assignment that is not pending; None where it goes on."""
         read = partial(round_repository.assignment, assignment_id=assignment_id)
         try:
             record = await self._world.database.read(read)
@@ -266,9 +271,13 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         if record is None or record.client_id != client_id:
             reason = "this coordinator has no such assignment of this client"
             return cancel_message(assignment_id, reason)
+        if record.state is AssignmentState.LATE and has_accepted(record, record.update_digest):
+            return None  # it offers the update again, and learns then that it is held
         if record.state in _ENDED_BY_THEIR_CLIENT:
             folded = record.weight is not None
             return fate_message(record.id, record.state, record.reason, folded=folded)
+        if await self._engine.rejoin(record) is not None:
+            return None
         return cancel_message(record.id, f"it is {record.state}: {record.reason}")
 
     def _renew(self, live: LiveAssignment) -> None:

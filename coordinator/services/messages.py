@@ -61,7 +61,7 @@ def round_message(record: RoundRecord) -> control_pb2.Round:
     )
 
 
-def ledger_message(one: AssignmentRecord, job: str, round_number: int) -> control_pb2.LedgerRow:
+def ledger_message(one: AssignmentRecord, job: str) -> control_pb2.LedgerRow:
     """A row of the ledger."""
     finished = one.state not in (
         AssignmentState.OFFERED,
@@ -71,7 +71,8 @@ def ledger_message(one: AssignmentRecord, job: str, round_number: int) -> contro
     return control_pb2.LedgerRow(
         assignment_id=one.id,
         job=job,
-        round_number=round_number,
+        round_number=one.round_number,
+        folded_round_number=one.folded_round_number or 0,
         client=one.client_name,
         client_id=one.client_id,
         state=one.state,

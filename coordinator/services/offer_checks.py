@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from coordinator.engine.live import ENCODING, JobRun
+from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
 from coordinator.services.checks import is_digest
 from headwater.errors import UpdateError
 from headwater.updates import encoding_named, maximum_update_bytes
@@ -16,12 +16,20 @@ METRIC_LIMIT = 1e100
 """The largest size of a metric: sums of metrics times examples must stay finite."""
 
 
-def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
+def evaluates(run: JobRun, live: LiveAssignment) -> bool:
+    """Whether the assignment brings metrics alone."""
+    step = run.round
+    if step is None or live.record.id not in step.assignments:
+        return False
+    return step.record.purpose is RoundPurpose.EVALUATE
+
+
+def offer_fault(run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest) -> str:
     """Why an announced update cannot be right; empty where it can."""
     fault = summary_fault(request.summary)
     if fault:
         return fault
-    if run.round and run.round.record.purpose is RoundPurpose.EVALUATE:
+    if evaluates(run, live):
         return "it has an update; an evaluation brings metrics alone" if request.digest else ""
     if request.encoding != ENCODING:
         return f"it is encoded as {request.encoding!r}; {ENCODING} was asked for"
@@ -33,10 +41,9 @@ def offer_fault(run: JobRun, request: fleet_pb2.OfferRequest) -> str:
     return ""
 
 
-def stale(run: JobRun, request: fleet_pb2.OfferRequest) -> bool:
+def stale(live: LiveAssignment, request: fleet_pb2.OfferRequest) -> bool:
     """Whether the update was made for another coordinator or database: its base weights differ."""
-    base = run.round.record.base_weights_digest if run.round else ""
-    return request.base_weights_digest not in ("", base)
+    return request.base_weights_digest not in ("", live.base_weights_digest)
 
 
 def check_norm(run: JobRun, norm: float) -> None:

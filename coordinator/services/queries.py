@@ -47,7 +47,8 @@ def show_round(session: Session, reference: str, number: int) -> control_pb2.Sho
         record = history.round(session, reference, number, purpose=RoundPurpose.EVALUATE)
     return control_pb2.ShowRoundResponse(
         round=messages.round_message(record),
-        assignments=[messages.ledger_message(one, reference, number) for one in record.assignments],
+        assignments=[messages.ledger_message(one, reference) for one in record.assignments],
+        late=[messages.ledger_message(one, reference) for one in record.late],
     )
 
 
@@ -71,7 +72,7 @@ def show_client(
     return control_pb2.ShowClientResponse(
         client=messages.client_message(record, attending=record.client_id in attending),
         assignments=[
-            messages.ledger_message(one.assignment, one.job_reference, one.round_number)
+            messages.ledger_message(one.assignment, one.job_reference)
             for one in history.participation(session, name)
         ],
     )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from coordinator.engine.engine import Engine
 from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
-from coordinator.services.offer_checks import check_norm, offer_fault, stale
+from coordinator.services.offer_checks import check_norm, evaluates, offer_fault, stale
 from coordinator.services.quarantine import quarantine
 from coordinator.services.spool import upload_path
 from coordinator.services.upload import Upload
@@ -25,13 +25,13 @@ from headwater.errors import (
 )
 from headwater.updates import encoding_named
 from headwater.v1 import fleet_pb2
+from storage import late as late_repository
 from storage import rounds as round_repository
 from storage.records import (
     AssignmentFacts,
     AssignmentRecord,
     AssignmentState,
     ReceiptRecord,
-    RoundPurpose,
     RoundState,
     UpdateFacts,
 )
@@ -70,7 +70,7 @@ class Uploads:
     async def offered(
         self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
     ) -> fleet_pb2.OfferResponse:
-        """Answer an offer for an assignment of an open round.
+        """Answer an offer for an assignment of an open round, or for a late one that is awaited.
 
         Raises:
             UpdateError: the announced size, encoding or example count cannot be right; the
@@ -79,15 +79,16 @@ class Uploads:
         if live.state is AssignmentState.ACCEPTED:
             return await self.after_the_round(request)
         if not wanted(run, live):
-            return _not_needed(TOO_LATE)
-        if stale(run, request):
+            may_fold = live.state is AssignmentState.EXPIRED and run.spec.rounds.late == "fold"
+            return await self.after_the_round(request) if may_fold else _not_needed(TOO_LATE)
+        if stale(live, request):
             send_assignment(self._world, run, live)
             return _not_needed("it is a change of other weights than this assignment's")
-        fault = offer_fault(run, request)
+        fault = offer_fault(run, live, request)
         if fault:
             await self._reject(run, live, fault)
             return _not_needed(fault)
-        if run.round and run.round.record.purpose is RoundPurpose.EVALUATE:
+        if evaluates(run, live):
             return await self._to_its_end(self._measured(run, live, request))
         if len(self._receiving - {live.record.id}) >= self._limit:
             return fleet_pb2.OfferResponse(
@@ -100,12 +101,16 @@ class Uploads:
     async def after_the_round(self, request: fleet_pb2.OfferRequest) -> fleet_pb2.OfferResponse:
         """Answer an offer for an assignment that has ended: the receipt, or why it is not needed.
 
+        One that has expired is taken up again where the next round can fold its update.
+
         Raises:
             NotFoundError: there is no such assignment of this client.
         """
         record = await self._recorded(request.assignment_id, request.client_id)
         if has_accepted(record, request.digest):
             return _have_it(receipt_of(record))
+        if (rejoined := await self._engine.rejoin(record)) is not None:
+            return await self.offered(*rejoined, request)
         if record.state is AssignmentState.EXPIRED:
             record = await self._note_late(record)
         return _not_needed(f"the assignment is {record.state}: {record.reason}")
@@ -124,7 +129,7 @@ class Uploads:
             UpdateError: it is damaged or not what was announced; the assignment is rejected.
         """
         found = self._engine.find(header.assignment_id, header.client_id)
-        if found is None or not found[1].pending:
+        if found is None or not (found[1].pending or is_late(*found)):
             record = await self._recorded(header.assignment_id, header.client_id)
             accepted = has_accepted(record, header.digest)
             return receipt_of(record) if accepted else _turned_away(header)
@@ -202,7 +207,7 @@ class Uploads:
         self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
     ) -> fleet_pb2.OfferResponse:
         async with self._streams.turn(live.record.id, Stream()):
-            if not live.pending:
+            if not (live.pending or is_late(run, live)):
                 return await self.after_the_round(request)  # the stream before had just ended
             live.offer = request
             try:
@@ -210,14 +215,15 @@ class Uploads:
                     partial(
                         round_repository.advance_assignment,
                         assignment_id=live.record.id,
-                        state=AssignmentState.UPLOADING,
+                        state=live.state if is_late(run, live) else AssignmentState.UPLOADING,
                         update_digest=request.digest,
                         now=self._world.clock.now(),
                     )
                 )
             except ConflictError:
                 return await self._catch_up(run, live, request)
-            live.state = AssignmentState.UPLOADING
+            if not is_late(run, live):
+                live.state = AssignmentState.UPLOADING
             from_byte = 0
             if self._path(live.record.id, request.digest).exists():
                 upload = await self._world.work(self._open, run, live.record.id, request)
@@ -290,15 +296,12 @@ class Uploads:
             bytes_down=live.bytes_down,
             bytes_up=bytes_up,
         )
+        accept = late_repository.accept if is_late(run, live) else round_repository.accept_update
         receipt = await self._world.database.write(
-            partial(
-                round_repository.accept_update,
-                assignment_id=live.record.id,
-                update=facts,
-                now=self._world.clock.now(),
-            )
+            partial(accept, assignment_id=live.record.id, update=facts, now=self._world.clock.now())
         )
-        live.state = AssignmentState.ACCEPTED
+        live.state = receipt.state
+        run.late.pop(live.record.id, None)
         run.changed.set()
         self._engine.wake()
         return _receipt(receipt)
@@ -335,9 +338,7 @@ class Uploads:
         )
 
     async def _note_late(self, record: AssignmentRecord) -> AssignmentRecord:
-        write = partial(
-            round_repository.note_late, assignment_id=record.id, now=self._world.clock.now()
-        )
+        write = partial(late_repository.note, assignment_id=record.id, now=self._world.clock.now())
         return await self._world.database.write(write)
 
     def _open(self, run: JobRun, assignment_id: int, offer: fleet_pb2.OfferRequest) -> Upload:
@@ -352,15 +353,24 @@ def _payload_bytes(request: fleet_pb2.SubmitRequest) -> int:
     return len(request.frame.payload)
 
 
+def is_late(run: JobRun, live: LiveAssignment) -> bool:
+    """Whether the assignment's round has ended, and the next one takes its update."""
+    return live.record.id in run.late
+
+
 def wanted(run: JobRun, live: LiveAssignment) -> bool:
-    """Whether the round still takes this assignment's update."""
+    """Whether the round still takes this assignment's update, or the next one if it is late."""
+    if is_late(run, live):
+        return True
     is_open = run.round is not None and run.round.record.state is RoundState.OPEN
     return is_open and live.pending
 
 
-def has_accepted(record: AssignmentRecord, digest: str) -> bool:
-    """Whether this update is the one that was accepted; an evaluation's digest is empty."""
-    return record.state is AssignmentState.ACCEPTED and (record.update_digest or "") == digest
+def has_accepted(record: AssignmentRecord, digest: str | None) -> bool:
+    """Whether this update is the one that is held; an evaluation's digest is empty."""
+    kept = record.state is AssignmentState.LATE and record.update_size_bytes is not None
+    is_held = record.state is AssignmentState.ACCEPTED or kept
+    return is_held and (record.update_digest or "") == (digest or "")
 
 
 def receipt_of(record: AssignmentRecord) -> fleet_pb2.Receipt:
@@ -374,7 +384,8 @@ def _receipt(record: ReceiptRecord) -> fleet_pb2.Receipt:
     return fleet_pb2.Receipt(
         assignment_id=record.assignment_id,
         digest=record.digest,
-        state=AssignmentState.ACCEPTED,
+        state=record.state,
+        reason="the next round takes it" if record.state is AssignmentState.LATE else "",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from coordinator.aggregation.order import Contribution
 from coordinator.aggregation.rule import Rule, fold
 from coordinator.aggregation.soundness import fault_of
+from coordinator.aggregation.staleness import discounted
 from coordinator.jobs.job_spec import JobSpec
 from headwater.layout import Layout, Weights
 from headwater.safetensors import weights_chunks
@@ -101,15 +102,18 @@ class Reference:
         self._check_one_part_each(rounds, by_round)
         for job in self._rows("jobs"):
             self._check_job(job, [one for one in rounds if one["job_id"] == job["id"]])
+        self._check_late(assignments, {one["id"]: one for one in rounds})
         for one in rounds:
             if one["ended_at"] is not None and one["id"] not in self._checked:
-                self._check_ended(one, by_round[one["id"]])
+                late = [row for row in assignments if row["folded_round_id"] == one["id"]]
+                self._check_ended(one, by_round[one["id"]], late)
                 self._checked.add(one["id"])
 
     def _check_receipts(self, rows: Mapping[int, Row]) -> None:
         for key, digest in self.receipts.items():
             row = rows[key]
-            kept = row["state"] == A.ACCEPTED and (row["update_digest"] or "") == digest
+            is_held = row["state"] in (A.ACCEPTED, A.LATE)
+            kept = is_held and (row["update_digest"] or "") == digest
             refused = row["state"] == A.REJECTED and row["reason"].startswith(BY_THE_FOLD)
             assert kept or refused, f"the accepted update of assignment {key} is {row['state']}"
         for key, folded in self.fates.items():
@@ -139,7 +143,21 @@ class Reference:
         if job["state"] == J.PAUSED:
             assert job["state_reason"] in PAUSES, job["state_reason"]
 
-    def _check_ended(self, ended: Row, rows: Sequence[Row]) -> None:
+    def _check_late(self, assignments: Sequence[Row], rounds: Mapping[int, Row]) -> None:
+        """Only a job that folds late updates holds any, and the next round to close takes them."""
+        held = [row for row in assignments
+                if row["state"] == A.LATE and row["update_size_bytes"] is not None]  # fmt: skip
+        for row in held:
+            step = rounds[row["round_id"]]
+            assert self._specs[step["job_id"]].rounds.late == "fold"
+            assert step["purpose"] == "train"
+            for one in rounds.values():
+                closed = one["job_id"] == step["job_id"] and one["purpose"] == "train"
+                if closed and (one["closed_at"] or "") > row["finished_at"]:
+                    was_open = one["state"] == R.ABANDONED  # before it could take anything
+                    assert row["folded_round_id"] is not None or was_open, "passed over"
+
+    def _check_ended(self, ended: Row, rows: Sequence[Row], late: Sequence[Row]) -> None:
         unfinished = [row["id"] for row in rows if row["state"] in UNFINISHED_ASSIGNMENTS]
         assert not unfinished, f"round {ended['number']} ended without {unfinished}"
         accepted = [row for row in rows if row["state"] == A.ACCEPTED]
@@ -149,10 +167,14 @@ class Reference:
             (job,) = self._rows("jobs", id=ended["job_id"])
             cancelled = job["state"] == J.CANCELLED and ended["reason"] == job["state_reason"]
             assert cancelled or len(accepted) < ended["quorum"], ended["reason"]
-            assert all(row["weight"] is None for row in rows)
+            ours = [row for row in rows if row["folded_round_id"] in (None, ended["id"])]
+            assert all(row["weight"] is None for row in (*ours, *late))
         elif ended["purpose"] == "train":
             self._check_quorum(ended, accepted)
-            self._check_version(ended, rows, accepted)
+            self._check_staleness(ended, late)
+            ours = [row for row in rows if row["folded_round_id"] in (None, ended["id"])]
+            together = {row["id"]: row for row in (*ours, *late)}
+            self._check_version(ended, list(together.values()))
 
     def _check_time(self, ended: Row, rows: Sequence[Row]) -> None:
         """A round waits for those who may still come, until it has its cohort or its deadline."""
@@ -172,8 +194,18 @@ class Reference:
         assert ended["quorum"] <= policy.quorum
         assert not lowered or policy.without_quorum == "lower"
 
-    def _check_version(self, ended: Row, rows: Sequence[Row], accepted: Sequence[Row]) -> None:
-        """The version is a function of its base and the accepted updates; the rest is unsound."""
+    def _check_staleness(self, ended: Row, late: Sequence[Row]) -> None:
+        (base,) = self._rows("model_versions", id=ended["base_version_id"])
+        for row in late:
+            (own,) = self._rows("rounds", id=row["round_id"])
+            (was,) = self._rows("model_versions", id=own["base_version_id"])
+            assert own["job_id"] == ended["job_id"]
+            assert row["staleness"] == base["number"] - was["number"] >= 0
+
+    def _check_version(self, ended: Row, rows: Sequence[Row]) -> None:
+        """The version is a function of its base and the held updates; the rest is unsound."""
+        accepted = [row for row in rows if row["state"] == A.ACCEPTED
+                    or row["state"] == A.LATE and row["folded_round_id"] == ended["id"]]  # fmt: skip
         rule = self._specs[ended["job_id"]].aggregation.chosen
         base = self._weights[ended["base_version_id"]]
         weights = fold(rule, base, [self._contribution(row) for row in accepted], self._layout, 1)
@@ -182,10 +214,10 @@ class Reference:
         assert version["parent_version_id"] == ended["base_version_id"]
         assert version["weights_digest"] == _digest(self._layout, weights), "other weights"
         self._weights[version["id"]] = weights
-        shares = rule.shares([row["examples"] for row in accepted])
+        shares = rule.shares([discounted(row["examples"], row["staleness"]) for row in accepted])
         assert [row["weight"] for row in accepted] == shares
         for row in rows:
-            assert row["state"] == A.ACCEPTED or row["weight"] is None
+            assert row in accepted or row["weight"] is None
             if row["state"] == A.REJECTED and row["reason"].startswith(BY_THE_FOLD):
                 assert self._is_unsound(rule, base, row), f"refused without cause: {row['reason']}"
 
@@ -198,7 +230,7 @@ class Reference:
     def _contribution(self, row: Row) -> Contribution:
         digest = row["update_digest"]
         update = StoredUpdate(self._copies / digest, self._layout, ENCODINGS["fp32"])
-        return Contribution(digest, row["examples"], update)
+        return Contribution(digest, discounted(row["examples"], row["staleness"]), update)
 
     def _rows(self, table: str, **equal: object) -> list[sqlite3.Row]:
         where = " and ".join(f"{name} = ?" for name in equal) or "1"

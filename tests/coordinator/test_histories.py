@@ -124,7 +124,17 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
         "extensions": draw(st.integers(1, 2)),
         "grace_seconds": draw(st.sampled_from([0, 10])),
         "evaluate": {"on": draw(st.sampled_from([[], ["clients"]]))},
-        "rule": draw(st.sampled_from(["weighted_mean", "median"])),
+        **draw(
+            st.sampled_from(
+                [
+                    {"rule": "weighted_mean"},
+                    {"rule": "median"},
+                    {"rule": "weighted_mean", "late": "fold", "largest_staleness": 0},
+                    {"rule": "weighted_mean", "late": "fold", "largest_staleness": 1},
+                    {"rule": "weighted_mean", "late": "fold"},
+                ]
+            )
+        ),
     }
 
 
@@ -375,7 +385,7 @@ class History(RuleBasedStateMachine):
             if answer.verdict == pb.OFFER_VERDICT_SEND and update is not None:
                 messages = _upload(client, assignment, update, answer.from_byte, fault)
                 receipt = (await fleet.Submit(Sent(messages, ends=True), None)).receipt  # type: ignore[arg-type]
-                if receipt.state == AssignmentState.ACCEPTED:
+                if receipt.state in (AssignmentState.ACCEPTED, AssignmentState.LATE):
                     self.reference.receipt(receipt.assignment_id, receipt.digest)
             elif answer.verdict == pb.OFFER_VERDICT_HAVE_IT:
                 self.reference.receipt(answer.receipt.assignment_id, answer.receipt.digest)

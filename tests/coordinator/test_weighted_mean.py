@@ -53,7 +53,7 @@ def test_any_interleaving_of_arriving_blocks_gives_the_same_bits(tmp_path, updat
         for (upload, _), one in zip(arriving, one_by_one, strict=True):
             upload.finish()
             update = StoredUpdate(upload.path, SMALL, EXACT)
-            together.append(Contribution(one.digest, one.examples, update))
+            together.append(Contribution(one.digest, one.weight, update))
         with np.errstate(over="ignore"):
             assert (
                 fold(WeightedMean(), base, together, SMALL, 2).floats.tobytes()

@@ -282,7 +282,7 @@ def _aggregated(keys: str) -> tuple[str, str]:
         ("deadline_seconds", "deadline",
          '23: [rounds] deadline = 120: unknown key; did you mean "deadline_seconds"? allowed: '
          "count, cohort, over_selection, quorum, deadline_seconds, grace_seconds, without_quorum, "
-         "extensions, largest_norm, evaluate, stop, guard"),
+         "extensions, late, largest_staleness, largest_norm, evaluate, stop, guard"),
         ("[clients]", "[client]",
          '27: [client]: unknown key; did you mean "clients"? allowed: name, dataset, seed, model, '
          "train, rounds, aggregation, clients, retention"),

@@ -257,9 +257,9 @@ print("held", flush=True); sys.stdin.readline()
             with pytest.raises(SchemaVersionError, match="headwater db upgrade --database"):
                 open_database(url, create=True)
             database.write_now(run(change.format("9999")))
-            with pytest.raises(SchemaVersionError, match="newer than 0001 of this program"):
+            with pytest.raises(SchemaVersionError, match=f"newer than {REVISION} of this program"):
                 open_database(url)
-            with pytest.raises(SchemaVersionError, match="newer than 0001 of this program"):
+            with pytest.raises(SchemaVersionError, match=f"newer than {REVISION} of this program"):
                 migrate.upgrade(url)
 
     def test_tables_of_another_program_are_refused(self, databases: Databases) -> None:

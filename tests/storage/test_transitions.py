@@ -22,7 +22,8 @@ LEGAL = {
                      training: accepted declined expired failed late rejected released uploading
                      uploading: accepted expired failed late rejected released
                      accepted: rejected
-                     expired: late""",  # noqa: E501
+                     expired: late rejected
+                     late: rejected""",  # noqa: E501
 }
 KINDS: dict[str, type[StrEnum]] = {
     "job": JobState,

@@ -402,6 +402,7 @@ class ShowRoundResponse(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def round(self) -> Global___Round:
         """The round."""
@@ -410,15 +411,20 @@ class ShowRoundResponse(_message.Message):
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerRow]:
         """A row for each assigned client."""
 
+    @_builtins.property
+    def late(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerRow]:
+        """Updates whose own round had ended, and which this one took to fold."""
+
     def __init__(
         self,
         *,
         round: Global___Round | None = ...,
         assignments: _abc.Iterable[Global___LedgerRow] | None = ...,
+        late: _abc.Iterable[Global___LedgerRow] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "late", b"late", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1079,6 +1085,7 @@ class LedgerRow(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     OFFERED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    FOLDED_ROUND_NUMBER_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.int
     """The assignment."""
     job: _builtins.str
@@ -1115,6 +1122,8 @@ class LedgerRow(_message.Message):
     """The update's digest."""
     encoding: _builtins.str
     """The update's encoding."""
+    folded_round_number: _builtins.int
+    """The round that took an update which came after its own round; 0 for none."""
     @_builtins.property
     def metrics_before(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics of the weights it was given, on its data."""
@@ -1156,10 +1165,11 @@ class LedgerRow(_message.Message):
         encoding: _builtins.str = ...,
         offered_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        folded_round_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "offered_at", b"offered_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "client", b"client", "client_id", b"client_id", "encoding", b"encoding", "ended_at", b"ended_at", "examples", b"examples", "fetch_seconds", b"fetch_seconds", "fold_weight", b"fold_weight", "job", b"job", "metrics_after", b"metrics_after", "metrics_before", b"metrics_before", "norm", b"norm", "offered_at", b"offered_at", "reason", b"reason", "round_number", b"round_number", "staleness", b"staleness", "state", b"state", "train_seconds", b"train_seconds", "update_digest", b"update_digest", "upload_seconds", b"upload_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "client", b"client", "client_id", b"client_id", "encoding", b"encoding", "ended_at", b"ended_at", "examples", b"examples", "fetch_seconds", b"fetch_seconds", "fold_weight", b"fold_weight", "folded_round_number", b"folded_round_number", "job", b"job", "metrics_after", b"metrics_after", "metrics_before", b"metrics_before", "norm", b"norm", "offered_at", b"offered_at", "reason", b"reason", "round_number", b"round_number", "staleness", b"staleness", "state", b"state", "train_seconds", b"train_seconds", "update_digest", b"update_digest", "upload_seconds", b"upload_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,47 @@
+"""Assignments whose round has ended, and whose updates the next round may still fold.
+
+They live in `JobRun.late` while their clients work on them, so that these get no other work; all of
+it can be rebuilt from the ledger and from what a client says that it holds.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+from coordinator.engine.live import JobRun, LiveAssignment
+from coordinator.engine.policy import lateness
+from coordinator.engine.world import World
+from storage import rounds as round_repository
+from storage.records import AssignmentRecord, AssignmentState, JobState, RoundPurpose
+
+
+def goes_on(run: JobRun, made_version: bool) -> bool:
+    """Whether those who still train in the round that ends now may finish for the next one."""
+    record = run.record
+    assert run.round is not None
+    if record.state is JobState.CANCELLED or run.round.record.purpose is not RoundPurpose.TRAIN:
+        return False
+    return not lateness(run.spec.rounds, int(made_version), record.rounds_committed + made_version)
+
+
+async def rejoin(
+    world: World, runs: Mapping[str, JobRun], record: AssignmentRecord
+) -> tuple[JobRun, LiveAssignment] | None:
+    """Take up an assignment again that had expired; None where its update can not be folded.
+
+    Raises:
+        WorldError: the database cannot be read.
+    """
+    if record.state is not AssignmentState.EXPIRED:
+        return None
+    step = await world.database.read(partial(round_repository.get, round_id=record.round_id))
+    run = runs.get(step.job_reference)
+    if run is None or step.purpose is not RoundPurpose.TRAIN:
+        return None
+    staleness = run.record.latest_version - step.base_version
+    if lateness(run.spec.rounds, staleness, run.record.rounds_committed):
+        return None
+    live = run.late.setdefault(
+        record.id, LiveAssignment(record, record.state, 0.0, step.base_weights_digest)
+    )
+    live.lease_ends = world.clock.monotonic() + world.lease_seconds
+    return run, live
