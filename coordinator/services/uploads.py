@@ -31,7 +31,6 @@ from storage.records import (
     AssignmentFacts,
     AssignmentRecord,
     AssignmentState,
-    ReceiptRecord,
     RoundState,
     UpdateFacts,
 )
@@ -304,7 +303,7 @@ class Uploads:
         run.late.pop(live.record.id, None)
         run.changed.set()
         self._engine.wake()
-        return _receipt(receipt)
+        return _receipt(receipt.assignment_id, receipt.digest, receipt.state)
 
     async def _reject(
         self,
@@ -374,19 +373,14 @@ def has_accepted(record: AssignmentRecord, digest: str | None) -> bool:
 
 
 def receipt_of(record: AssignmentRecord) -> fleet_pb2.Receipt:
-    """The receipt of an accepted assignment, again."""
-    return fleet_pb2.Receipt(
-        assignment_id=record.id, digest=record.update_digest or "", state=record.state
-    )
+    """The receipt of a held update, again."""
+    return _receipt(record.id, record.update_digest or "", record.state)
 
 
-def _receipt(record: ReceiptRecord) -> fleet_pb2.Receipt:
-    return fleet_pb2.Receipt(
-        assignment_id=record.assignment_id,
-        digest=record.digest,
-        state=record.state,
-        reason="the next round takes it" if record.state is AssignmentState.LATE else "",
-    )
+def _receipt(assignment_id: int, digest: str, state: AssignmentState) -> fleet_pb2.Receipt:
+    is_late = state is AssignmentState.LATE
+    reason = "it is late, and a later round folds it" if is_late else ""
+    return fleet_pb2.Receipt(assignment_id=assignment_id, digest=digest, state=state, reason=reason)
 
 
 def _turned_away(header: fleet_pb2.SubmitHeader) -> fleet_pb2.Receipt:

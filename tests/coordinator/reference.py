@@ -204,8 +204,9 @@ class Reference:
 
     def _check_version(self, ended: Row, rows: Sequence[Row]) -> None:
         """The version is a function of its base and the held updates; the rest is unsound."""
-        accepted = [row for row in rows if row["state"] == A.ACCEPTED
-                    or row["state"] == A.LATE and row["folded_round_id"] == ended["id"]]  # fmt: skip
+        late = [row for row in rows if row["state"] == A.LATE]
+        accepted = [row for row in rows if row["state"] == A.ACCEPTED]
+        accepted += [row for row in late if row["folded_round_id"] == ended["id"]]
         rule = self._specs[ended["job_id"]].aggregation.chosen
         base = self._weights[ended["base_version_id"]]
         weights = fold(rule, base, [self._contribution(row) for row in accepted], self._layout, 1)

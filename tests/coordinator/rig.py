@@ -103,12 +103,18 @@ class Device:
     async def deliver(self, assignment: pb.Assignment, update: Update | None = None) -> pb.Receipt:
         """Offer and send an update as a device does, from where the coordinator has it."""
         update = update or make_update(self.rig.plan.manifest.layout)
-        found = self.rig.engine.find(assignment.assignment_id, self.attendee.client_id)
-        assert found is not None
-        answer = await self.rig.uploads.offered(*found, self.offer(assignment, update))
+        answer = await self.offered(assignment, update)
         assert answer.verdict == pb.OFFER_VERDICT_SEND, answer
         header = self.header(assignment, update, answer.from_byte)
         return await self.rig.uploads.received(header, stream(update, answer.from_byte))
+
+    async def offered(self, assignment: pb.Assignment, update: Update) -> pb.OfferResponse:
+        """The answer to an offer, as the servicer gives it."""
+        offer = self.offer(assignment, update)
+        found = self.rig.engine.find(assignment.assignment_id, self.attendee.client_id)
+        if found is None:
+            return await self.rig.uploads.after_the_round(offer)
+        return await self.rig.uploads.offered(*found, offer)
 
     def offer(self, assignment: pb.Assignment, update: Update) -> pb.OfferRequest:
         return pb.OfferRequest(
