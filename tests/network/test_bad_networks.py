@@ -123,10 +123,10 @@ def upload_seconds(row: control_pb2.LedgerRow) -> float:
 
 def compare(what: str, weather: Weather, size_bytes: int, sent_bytes: int, seconds: float) -> None:
     """Print what a transfer took beside the ideal; the bytes must not be those of two."""
-    ideal = weather.link.ideal_seconds(size_bytes)
+    ideal = weather.link.ideal_seconds(size_bytes) + weather.partition_seconds
     print(
         f"\n{what}: {sent_bytes:,} bytes on the link for {size_bytes:,} "
-        f"({sent_bytes / size_bytes:.2f} times); {seconds:.1f} s, of which the partition is "
-        f"{weather.partition_seconds:g} s; the ideal is {ideal:.1f} s"
+        f"({sent_bytes / size_bytes:.2f} times); {seconds:.1f} s, ideal with a partition of "
+        f"{weather.partition_seconds:g} s: {ideal:.1f} s"
     )
     assert sent_bytes <= OVERHEAD * size_bytes + BLOCK_BYTES
