@@ -46,10 +46,12 @@ CHANNEL_OPTIONS = (
     ("grpc.http2.lookahead_bytes", 16 * 2**20),
     ("grpc.max_receive_message_length", 8 * 2**20),
     ("grpc.max_send_message_length", 8 * 2**20),
-    # A peer that froze is noticed within seconds, and clients may ping as often as that.
+    # A machine that is gone is noticed within seconds: by TCP, which gRPC gives the keepalive's
+    # timeout. The answer to a ping waits behind the blocks of an update, long on a slow link.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 60_000),
+    # Clients may ping as often as that.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     # Two coordinators on one port would share its clients between them.

@@ -77,6 +77,7 @@ class Attendance:
                 if heartbeats is not None:
                     heartbeats.cancel()
                 call.cancel()
+                self._end_messages()
 
     async def _listen(self, call: AsyncIterable[AttendResponse]) -> ComeBack | None:
         async for response in call:
@@ -102,6 +103,12 @@ class Attendance:
             self._sent += 1
             reach("send", message.WhichOneof("message"))
             yield message
+
+    def _end_messages(self) -> None:
+        """Let `_messages` end: gRPC waits for it for ever on a stream that broke by itself."""
+        if self._outgoing.full():
+            self._outgoing.get_nowait()
+        self._outgoing.put_nowait(None)
 
     async def _beat(self, seconds: float) -> None:
         """Break every silence of half the longest that the coordinator allows."""

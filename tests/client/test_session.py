@@ -227,6 +227,15 @@ async def test_a_coordinator_that_restarts_during_training(
     await fleet.next("update")
 
 
+async def test_a_stream_that_broke_leaves_no_task(fleet: FakeFleet, device: Device) -> None:
+    await fleet.next("welcomed")
+    await fleet.stop()
+    await fleet.start()
+    await fleet.next("welcomed")
+    senders = [one for one in asyncio.all_tasks() if "_consume_request_iterator" in repr(one)]
+    assert len(senders) == 1, "the first stream's messages are still awaited"
+
+
 async def test_a_coordinator_that_restarts_during_the_upload(
     fleet: FakeFleet, device: Device
 ) -> None:
