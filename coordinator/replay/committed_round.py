@@ -37,7 +37,7 @@ class CommittedRound:
     @property
     def clients(self) -> list[str]:
         """The names of the clients whose updates are in the version."""
-        return [one.client_name for one in self.folded]
+        return list(dict.fromkeys(one.client_name for one in self.folded))
 
     @property
     def name(self) -> str:

@@ -74,12 +74,20 @@ def replayed(
             metrics_before = _measured(evaluator, before, source)
     return Replayed(
         aggregation=aggregation,
-        shares={one.client_name: share for one, share in zip(kept, shares, strict=True)},
+        shares=_by_client(kept, shares),
         weights=weights,
         digest=digest,
         metrics=metrics,
         metrics_before=metrics_before,
     )
+
+
+def _by_client(kept: Sequence[AssignmentRecord], shares: Sequence[float]) -> dict[str, float]:
+    """A client whose late update was folded beside its own of the round has the sum of the two."""
+    found: dict[str, float] = {}
+    for one, share in zip(kept, shares, strict=True):
+        found[one.client_name] = found.get(one.client_name, 0.0) + share
+    return found
 
 
 def refold(

@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from math import sqrt
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import text
 from torch import nn
 
 from coordinator.compiler.compiled_plan import CompiledPlan
+from coordinator.replay.committed_round import WhatIf, committed_round
+from coordinator.replay.refold import replayed
 from coordinator.services.fleet import FleetService
 from coordinator.services.spool import clear_spool
 from headwater.errors import ConflictError
@@ -24,7 +28,7 @@ from storage.records import AssignmentRecord, JobState, RoundRecord, RoundState
 from storage.records import AssignmentState as A
 from storage.verify import verify
 from tests.coordinator.rig import DEADLINE, LEASE, Device, Rig, rigged
-from tests.plans import compile_case
+from tests.plans import compile_case, opened
 from tests.system.device import Update, frames_of, make_update
 from tests.zoo import ZOO
 
@@ -117,6 +121,53 @@ async def test_a_straggler_finishes_and_the_next_round_folds_it_by_its_staleness
     mean = (8 * 0.125 - 8 / sqrt(2) * 0.5) / total
     assert await weights(rig, job, 2) - await weights(rig, job, 1) == pytest.approx(mean, abs=1e-6)
     assert not verify(rig.world.database, rig.world.blobs).findings
+
+
+async def test_a_round_with_late_updates_is_replayed_to_the_same_bits(rig: Rig) -> None:
+    """Also where one client's late update and its own of the round are folded together."""
+    a, b = await rig.attend("a", "b")
+    job = await folding(rig, count="3")
+    late = await past_the_deadline(rig, 1, a, b, job)
+    rig.engine.forget_late(b.attendee.client_id, 0)
+    await a.deliver(await a.assigned())
+    await rig.ended(job, 2)
+    await b.deliver(late, change(rig, -0.5))
+    await b.deliver(await b.assigned(), change(rig, 0.75))
+    await a.deliver(await a.assigned())
+    await rig.ended(job, 3)
+    step = await rig.world.database.read(lambda s: committed_round(s, job, 3))
+    again = partial(replayed, rig.world.blobs, step, opened(rig.plan), source=None, threads=1)
+    assert again(WhatIf()).digest == step.version.weights_digest
+    late_weight = 8 / sqrt(3)
+    expected = {"a": 8 / (16 + late_weight), "b": (8 + late_weight) / (16 + late_weight)}
+    assert again(WhatIf()).shares == pytest.approx(expected)
+    assert again(WhatIf(without=("b",))).shares == {"a": 1.0}
+    assert again(WhatIf(rule="median")).shares == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+
+
+@pytest.mark.parametrize(
+    ("damage_it", "found"),
+    [
+        ("folded_round_id = NULL", "it has a weight in a fold and no part in one"),
+        ("folded_round_id = NULL", "its fold weights add up to 0.58"),
+        ("weight = NULL", "it was accepted and has no weight in the fold"),
+        ("state = 'expired'", "it is expired and a later round took it"),
+        ("examples = NULL", "it was accepted without examples"),
+    ],
+)
+async def test_the_checker_finds_what_contradicts_a_late_update(
+    rig: Rig, damage_it: str, found: str
+) -> None:
+    a, b = await rig.attend("a", "b")
+    job = await folding(rig)
+    late = await past_the_deadline(rig, 1, a, b, job)
+    await b.deliver(late, change(rig, -0.5))
+    await a.deliver(await a.assigned())
+    await rig.ended(job, 2)
+    statement = f"UPDATE assignments SET {damage_it} WHERE folded_round_id IS NOT NULL"
+    await rig.world.database.write(lambda s: s.execute(text(statement)) and None)
+    report = verify(rig.world.database, rig.world.blobs)
+    assert any(found in one.message for one in report.findings), report.findings
 
 
 async def test_it_is_in_one_round_and_in_no_other(rig: Rig) -> None:

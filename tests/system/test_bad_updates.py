@@ -3,6 +3,7 @@ ledger, and the round goes on with the other device's."""
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from headwater.updates import FRAME_HEADER
 from headwater.v1 import fleet_pb2 as pb
 from tests.system.device import Device, Update, frames_of
 from tests.system.fleet import Fleet
+from tests.system.processes import run
 
 
 class Pair:
@@ -244,6 +246,32 @@ def test_an_update_after_its_round_is_recorded_as_late(shared_fleet: Fleet) -> N
     assert (row.state, row.staleness) == ("late", 1)
     assert row.reason == "its update came after the round had ended, 1 version later"
     assert shared_fleet.ledger(job)["good"].fold_weight == 1.0
+    good.close()
+    slow.close()
+    shared_fleet.attending()
+
+
+def test_a_late_update_is_folded_by_the_next_round_where_the_job_says_so(
+    shared_fleet: Fleet,
+) -> None:
+    """The straggler is left at work; what it brings after its round counts in the next one."""
+    good, slow = shared_fleet.device("good"), shared_fleet.device("slow")
+    first, second = good.attend(), slow.attend()
+    job = shared_fleet.submit(
+        count=2, quorum=1, deadline_seconds=3.0, late="fold", evaluate={"on": ["coordinator"]}
+    )
+    good.deliver(first.next("assignment").assignment_id)
+    late = second.next("assignment").assignment_id
+    work = first.next("assignment").assignment_id  # round 2 opened without the straggler
+    receipt = slow.deliver(late)
+    assert (receipt.state, receipt.reason) == ("late", "it is late, and a later round folds it")
+    good.deliver(work)
+    shared_fleet.finish(job)
+    row = shared_fleet.ledger(job)["slow"]
+    assert (row.state, row.staleness, row.folded_round_number) == ("late", 1, 2)
+    assert row.fold_weight == pytest.approx(1 / (1 + 2**0.5))
+    shown = run("rounds", "show", job, "2", "--coordinator", shared_fleet.address).out
+    assert re.search(r"slow +late +0\.414 .*1 version later; round 2 took it", shown), shown
     good.close()
     slow.close()
     shared_fleet.attending()
