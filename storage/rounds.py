@@ -285,6 +285,21 @@ def unfinished(session: Session, *, job_id: int) -> RoundRecord | None:
     return records[0] if records else None
 
 
+def abandoned_in_a_row(session: Session, *, job_id: int) -> int:
+    """How many training rounds were abandoned since the last commit, or since the job ran again."""
+    ours = select(Round.id).where(Round.job_id == job_id, Round.purpose == RoundPurpose.TRAIN)
+    committed = session.scalar(
+        ours.where(Round.state == RoundState.COMMITTED).order_by(Round.id.desc()).limit(1)
+    )
+    resumed_at = session.scalar(
+        select(func.max(Event.at)).where(Event.job_id == job_id, Event.kind == "job.running")
+    )
+    since = ours.where(Round.state == RoundState.ABANDONED, Round.id > (committed or 0))
+    if resumed_at is not None:
+        since = since.where(Round.opened_at >= resumed_at)
+    return session.scalar(select(func.count()).select_from(since.subquery())) or 0
+
+
 def pending_assignments(session: Session) -> set[int]:
     """The ids of the assignments that may still bring an update, over all jobs."""
     pending = and_(Round.state.in_(UNFINISHED_ROUNDS), Assignment.state.in_(UNFINISHED_ASSIGNMENTS))

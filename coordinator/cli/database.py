@@ -25,14 +25,14 @@ def db() -> None:
 @_url
 def upgrade(database: str) -> None:
     """Bring a database to the schema version of this program; a new one is created."""
-    click.echo(f"{database} is at schema version {migrate.upgrade(database)}")
+    click.echo(f"{shown(database)} is at schema version {migrate.upgrade(database)}")
 
 
 @db.command()
 @_url
 def check(database: str) -> None:
     """Say whether a database has the schema version of this program."""
-    click.echo(f"{database} is at schema version {migrate.check(database)}, as it should be")
+    click.echo(f"{shown(database)} is at schema version {migrate.check(database)}, as it should be")
 
 
 @db.command()

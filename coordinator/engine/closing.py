@@ -21,11 +21,13 @@ from headwater import durable_files
 from headwater.errors import UpdateError
 from storage import blobs as blob_repository
 from storage import events as event_repository
+from storage import jobs as job_repository
 from storage import rounds as round_repository
 from storage.records import (
     AssignmentRecord,
     AssignmentState,
     Fate,
+    JobState,
     MetricScope,
     MetricValue,
     NewVersion,
@@ -129,11 +131,12 @@ async def _abandon_model(world: World, run: JobRun, folded: Folded, fault: str) 
         await world.work(durable_files.remove, folded.temporary)
     assert run.round is not None
     number, version = run.round.record.number, run.record.latest_version
-    await abandon_round(world, run, fault, folded.unsound)
-    raise UpdateError(
+    pauses = (
         f"round {number} was abandoned: {fault}; version {version} stays. Look at the updates of "
         "that round, then resume the job"
     )
+    await abandon_round(world, run, fault, folded.unsound, pauses)
+    raise UpdateError(pauses)
 
 
 async def _keep_weights(world: World, folded: Folded) -> None:
@@ -230,17 +233,26 @@ def _write_commit(
 
 
 async def abandon_round(
-    world: World, run: JobRun, reason: str, unsound: Mapping[int, str] = MappingProxyType({})
+    world: World,
+    run: JobRun,
+    reason: str,
+    unsound: Mapping[int, str] = MappingProxyType({}),
+    pauses: str = "",
 ) -> None:
-    """End a round without a new version; the reason stands in the ledger."""
+    """End a round without a new version; the reason stands in the ledger.
+
+    With `pauses` the job pauses in the same write, for that reason.
+    """
     assert run.round is not None
     fates = _fates(run.round, run.spec.rounds.cohort) | _rejections(unsound)
     await world.database.write(
         partial(
-            round_repository.abandon,
+            _write_abandonment,
+            run=run,
             round_id=run.round.record.id,
             reason=reason,
             fates=fates,
+            pauses=pauses,
             now=world.clock.now(),
         )
     )
@@ -249,6 +261,26 @@ async def abandon_round(
     _part(world, run, fates, going_on=goes_on(run, made_version=False))
     _tell(world, run, fates, set())
     await refresh(world, run)
+
+
+def _write_abandonment(
+    session: Session,
+    *,
+    run: JobRun,
+    round_id: int,
+    reason: str,
+    fates: Mapping[int, Fate],
+    pauses: str,
+    now: datetime,
+) -> None:
+    """One transaction: the round's end, and the pause that keeps the next one from beginning."""
+    round_repository.abandon(session, round_id=round_id, reason=reason, fates=fates, now=now)
+    reference = run.record.reference
+    job = job_repository.by_reference(session, reference=reference)
+    if pauses and job.state in (JobState.QUEUED, JobState.RUNNING):
+        job_repository.set_state(
+            session, reference=reference, state=JobState.PAUSED, reason=pauses, now=now
+        )
 
 
 def _fates(round_: LiveRound, cohort: int) -> dict[int, Fate]:

@@ -22,6 +22,9 @@ async def recover_run(world: World, record: JobRecord) -> JobRun:
     manifest = plan_record.manifest.encode()
     plan = await world.work(Plan.from_blobs, manifest, world.blobs.read)
     run = JobRun(record, JobSpec.from_dict(record.spec), plan)
+    run.abandoned_in_a_row = await world.database.read(
+        partial(round_repository.abandoned_in_a_row, job_id=record.id)
+    )
     round_record = await world.database.read(partial(round_repository.unfinished, job_id=record.id))
     if round_record is not None:
         extensions = await world.database.read(

@@ -17,6 +17,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import checked_digest, checked_hello, printable
+from coordinator.services.pace import watched
 from coordinator.services.uploads import Uploads, has_accepted, is_late, wanted
 from headwater.errors import (
     BlobError,
@@ -80,7 +81,10 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
     async def Fetch(  # noqa: N802
         self, request: fleet_pb2.FetchRequest, context: Context
     ) -> AsyncIterator[fleet_pb2.FetchResponse]:
-        """Stream a blob from an offset; its bytes count for the assignment that it is for."""
+        """Stream a blob from an offset; its bytes count for the assignment that it is for.
+
+        A client that takes too few bytes in a minute is cut; it may fetch the rest.
+        """
         found = self._engine.find(request.assignment_id, request.client_id)
         with await self._world.work(_opened, self._world.blobs, request.digest) as file:
             size_bytes = file.seek(0, SEEK_END)
@@ -89,13 +93,19 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                     f"offset {request.offset_bytes} lies outside of {size_bytes} bytes"
                 )
             file.seek(request.offset_bytes)
-            yield fleet_pb2.FetchResponse(size_bytes=size_bytes)
-            while data := await self._world.work(file.read, CHUNK_BYTES):
-                reach("send", "part of a blob")
-                yield fleet_pb2.FetchResponse(data=data)
-                if found is not None:
-                    found[1].bytes_down += len(data)
-                    self._renew(found[1])
+            sent = request.offset_bytes
+            pace = self._world.minimum_bytes_per_second
+            # What waits is gRPC's own task, for room in the client's window.
+            cut = _own_task().cancel
+            async with watched(self._world.clock, pace, lambda: sent, cut):
+                yield fleet_pb2.FetchResponse(size_bytes=size_bytes)
+                while data := await self._world.work(file.read, CHUNK_BYTES):
+                    reach("send", "part of a blob")
+                    yield fleet_pb2.FetchResponse(data=data)
+                    sent += len(data)
+                    if found is not None:
+                        found[1].bytes_down += len(data)
+                        self._renew(found[1])
 
     async def Offer(  # noqa: N802
         self, request: fleet_pb2.OfferRequest, context: Context
@@ -282,6 +292,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     def _renew(self, live: LiveAssignment) -> None:
         live.lease_ends = self._world.clock.monotonic() + self._world.lease_seconds
+
+
+def _own_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _opened(blobs: BlobStore, digest: str) -> BinaryIO:

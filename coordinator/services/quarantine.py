@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from datetime import datetime
 from pathlib import Path
 
@@ -38,9 +37,17 @@ def quarantine(
     return str(kept)
 
 
+def _age(path: Path) -> float:
+    """When it was kept; one that another thread has just removed is the oldest."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _forget_oldest(folder: Path) -> None:
     with durable_files.disk_errors(folder):
-        newest_last = sorted(folder.glob("*.update"), key=os.path.getmtime)
-    for old in newest_last[:-KEPT]:
+        kept = sorted(folder.glob("*.update"), key=_age)
+    for old in kept[:-KEPT]:
         durable_files.remove(old)
         durable_files.remove(old.with_suffix(".json"))

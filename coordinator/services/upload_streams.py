@@ -11,12 +11,10 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from coordinator.engine.clock import Clock
+from coordinator.services.pace import PACE_SECONDS, too_slow
 from headwater.errors import ConflictError, HeadwaterError, UnavailableError
 
 T = TypeVar("T")
-
-PACE_SECONDS = 60.0
-"""Over which a stream must keep its least pace."""
 
 NEWER = "a newer stream sends this update"
 
@@ -58,23 +56,18 @@ class Stream:
             cut.cancel()
 
     async def cut_when_slow(self, clock: Clock, bytes_per_second: float) -> None:
-        """Look once a minute, until cancelled: one that holds its place for nothing loses it.
+        """Cut it when it is too slow, unless this is cancelled before.
 
         The first minute begins when its messages are read: before that the stored part is.
         """
         await self._read.wait()
-        before = 0
-        while True:
-            await clock.wait(asyncio.Event(), PACE_SECONDS)
-            if self.received_bytes - before < bytes_per_second * PACE_SECONDS:
-                self.cut(
-                    UnavailableError(
-                        f"fewer than {bytes_per_second:g} bytes a second came in {PACE_SECONDS:g} "
-                        "seconds: offer it again"
-                    )
-                )
-                return
-            before = self.received_bytes
+        await too_slow(clock, bytes_per_second, lambda: self.received_bytes)
+        self.cut(
+            UnavailableError(
+                f"fewer than {bytes_per_second:g} bytes a second came in {PACE_SECONDS:g} "
+                "seconds: offer it again"
+            )
+        )
 
     async def _next(self, requests: AsyncIterator[T], cut: asyncio.Future[Any]) -> T | None:
         coming = asyncio.ensure_future(anext(requests, None))

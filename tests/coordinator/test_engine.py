@@ -15,8 +15,8 @@ from coordinator.engine.job_loop import RETRY_SECONDS, JobLoop
 from coordinator.engine.live import JobRun
 from coordinator.engine.policy import ABANDONED_IN_A_ROW
 from coordinator.services.fleet import FleetService
+from coordinator.services.pace import PACE_SECONDS
 from coordinator.services.upload import Upload
-from coordinator.services.upload_streams import PACE_SECONDS
 from headwater import steps
 from headwater.errors import UnavailableError, UpdateError
 from headwater.v1 import fleet_pb2 as pb
@@ -253,6 +253,48 @@ async def test_a_model_that_is_much_worse_is_not_committed(rig: Rig, tmp_path: P
     assert ended.state is RoundState.ABANDONED
     assert "worse than the best so far" in ended.reason
     await rig.news(job, JobState.PAUSED)
+
+
+async def test_a_round_that_is_abandoned_for_its_model_pauses_the_job_in_the_same_write(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator is killed before it can write anything else."""
+
+    async def killed(loop: JobLoop, run: JobRun, reason: str) -> bool:
+        await asyncio.Event().wait()
+        return False
+
+    monkeypatch.setattr(JobLoop, "_pause", killed)
+    rig.held_out["data"] = str(_held_out(tmp_path))
+    (a,) = await rig.attend("a")
+    guard = '{ on = ["coordinator"] }\nguard = { metric = "loss", tolerance = 0.5 }'
+    job = await rig.submit(cohort="1", evaluate=guard)
+    await a.deliver(await a.assigned())
+    await a.deliver(await a.assigned(), make_update(rig.plan.manifest.layout, 3.0))
+    assert (await rig.ended(job, 2)).state is RoundState.ABANDONED
+    record = await rig.world.database.read(lambda s: history.job(s, job))
+    assert record.state is JobState.PAUSED
+    assert "version 1 stays. Look at the updates of that round" in record.state_reason
+
+
+async def test_abandoned_rounds_are_counted_across_restarts(
+    tmp_path: Path, database: Database, plan: CompiledPlan
+) -> None:
+    for number in range(1, ABANDONED_IN_A_ROW + 1):
+        async with rigged(tmp_path, database, plan) as rig:
+            (a,) = await rig.attend("a")
+            job = await rig.submit(cohort="1") if number == 1 else "job"
+            _keep_alive(rig, await a.assigned())
+            await rig.clock.jump(number * DEADLINE)
+            assert (await rig.ended(job, number)).state is RoundState.ABANDONED
+            if number < ABANDONED_IN_A_ROW:
+                continue
+            await rig.news(job, JobState.PAUSED)
+            record = await rig.world.database.read(lambda s: history.job(s, "job"))
+            assert record.state_reason == "5 rounds in a row were abandoned"
+            await rig.engine.change(job, JobState.RUNNING, "resumed")
+            found = partial(round_repository.abandoned_in_a_row, job_id=record.id)
+            assert await rig.world.database.read(found) == 0
 
 
 async def test_a_quorum_is_lowered_to_what_came(rig: Rig) -> None:
