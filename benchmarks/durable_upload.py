@@ -1,6 +1,6 @@
 """What it costs to make an update durable before its receipt: one upload of 100 MB at a time.
 
-A device driven by hand sends an update to a real coordinator, over and over in rounds of one
+A device driven by hand sends one update after another to a real coordinator, in rounds of one
 client; seconds from its first byte to the receipt. The same is done with the coordinator's data in
 memory (a tmpfs, which syncs nothing), and beside both stands what the disk and the processor alone
 need: a write of the same bytes, its sync, and their SHA-256. The aim is at most 1.25 times the
@@ -63,10 +63,10 @@ def upload_seconds(folder: Path | None, parameters: int, uploads: int) -> list[f
             stream = device.attend()
             job_file = write_job(deployment.folder, clients=1, rounds=uploads + WARM_UP)
             deployment.control.submit(job_file, plan)
-            update = device.update(0.001)
-            digest, frames = update.digest, [SubmitRequest(frame=f) for f in frames_of(update)]
             seconds = []
-            for _ in range(uploads + WARM_UP):
+            for number in range(uploads + WARM_UP):
+                update = device.update(0.001 * (number + 1))
+                digest, frames = update.digest, [SubmitRequest(frame=f) for f in frames_of(update)]
                 assignment = stream.next("assignment", seconds=120).assignment_id
                 device.offer(assignment, update)
                 header = SubmitHeader(
