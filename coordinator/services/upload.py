@@ -7,13 +7,14 @@ what is read back from disk and verified again.
 import hashlib
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
+from coordinator.services.write_behind import WriteBehind
 from headwater import durable_files
-from headwater.errors import UpdateError
+from headwater.errors import StorageError, UpdateError
 from headwater.layout import Layout
 from headwater.updates import (
     FRAME_HEADER,
@@ -47,6 +48,7 @@ class Upload:
         with durable_files.disk_errors(path):
             self._file = path.open("r+b" if path.exists() else "w+b")
             self._resume()
+        self._behind = WriteBehind(self._file, path)
 
     @property
     def norm(self) -> float:
@@ -69,6 +71,7 @@ class Upload:
             self._take(self._blocks[self._received], header, payload)
         finally:
             durable_files.append(self._file, self.path, header, payload)
+            self._behind.wrote(len(header) + len(payload))
 
     def finish(self) -> None:
         """Make the whole durable on disk, once its digest is what was announced."""
@@ -80,19 +83,34 @@ class Upload:
             raise UpdateError(
                 f"the update has the digest {self._hash.hexdigest()}; {self.digest} was announced"
             )
-        durable_files.sync(self._file, self.path)
+        with self._given_up_on_failure():
+            self._behind.end()
+            durable_files.sync(self._file, self.path)
         self._file.close()
 
     def pause(self) -> None:
-        """Close the file and keep it: the client may send the rest later."""
+        """Close the file and keep it, if it can be trusted: the client may send the rest later."""
+        with self._given_up_on_failure():
+            self._behind.end()
         with durable_files.disk_errors(self.path):
             self._file.close()
 
     def discard(self) -> None:
         """Close and remove the file."""
+        with suppress(StorageError):
+            self._behind.end()
         with suppress(OSError):  # what did not fit on the disk is not wanted any more
             self._file.close()
         durable_files.remove(self.path)
+
+    @contextmanager
+    def _given_up_on_failure(self) -> Iterator[None]:
+        """Keep no file that failed to reach the disk: what is read back would look sound."""
+        try:
+            yield
+        except StorageError:
+            self.discard()
+            raise
 
     def _begin(self) -> None:
         self._received = 0

@@ -192,7 +192,7 @@ class Uploads:
             raise
         except BaseException:
             with suppress(StorageError):  # the first failure is the one to tell
-                upload.pause()
+                await self._world.work(upload.pause)
             raise
         seconds = self._world.clock.monotonic() - began
         try:

@@ -3,9 +3,9 @@
 A file is written under a temporary name, synced, renamed, and then its folder is synced: a reader
 finds all of it or none, and a rename that was reported done stays done. No other module of
 the coordinator, its storage or the client syncs, so that a test can record the steps (`write`,
-`sync`, `rename`, `link`, `sync folder`, `make folder`, `remove`, each with its path), and fail or
-tear each of them. What a device may lose is left unsynced: the news in `replace`, and downloads,
-whose digest is looked at again by the next process (`move`).
+`flush`, `sync`, `rename`, `link`, `sync folder`, `make folder`, `remove`, each with its path), and
+fail or tear each of them. What a device may lose is left unsynced: the news in `replace`, and
+downloads, whose digest is looked at again by the next process (`move`).
 """
 
 import errno
@@ -167,8 +167,25 @@ def append(file: BinaryIO, path: Path, *contents: bytes) -> None:
             _write_all(file, content)
 
 
+def flush(file: BinaryIO, path: Path) -> None:
+    """Have the disk begin with what was appended, on another thread than the one that appends.
+
+    Nothing is durable before `sync`, which then has less left to do.
+
+    Raises:
+        DiskFullError: no space is left. The file must be given up, as after a `sync` that failed.
+        StorageError: the disk failed otherwise. The same holds.
+    """
+    with disk_errors(path):
+        reach("flush", path)
+        os.fsync(file.fileno())  # not what Python still buffers: that is its writer's
+
+
 def sync(file: BinaryIO, path: Path) -> None:
     """Make what was appended to a file durable.
+
+    A file whose sync failed must be given up: the kernel may have dropped what it could not write,
+    reads it from memory nevertheless, and lets the next sync pass.
 
     Raises:
         DiskFullError: no space is left.

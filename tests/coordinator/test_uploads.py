@@ -1,6 +1,9 @@
 """Uploads whose streams are cut, doubled, repeated or too many, without a network."""
 
 import asyncio
+import errno
+import os
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, cast
@@ -13,6 +16,8 @@ from coordinator.engine.rounds import live_round
 from coordinator.engine.world import World
 from coordinator.jobs.job_file import parse_job
 from coordinator.services.uploads import Uploads
+from coordinator.services.write_behind import WriteBehind
+from headwater import steps
 from headwater.errors import ConflictError, NotFoundError, UnavailableError
 from headwater.layout import Layout, Role, TensorSpec
 from headwater.v1 import fleet_pb2 as pb
@@ -30,6 +35,7 @@ LAYOUT = Layout(
     )
 )
 UPDATE = make_update(LAYOUT)
+FIRST_BLOCK_BYTES = 8 + 4 * 4
 Stream = asyncio.Queue[pb.SubmitRequest | None]
 
 
@@ -259,4 +265,60 @@ def test_an_evaluation_offered_again_gets_the_same_receipt(desk: MakeDesk) -> No
         assert "an evaluation brings metrics alone" in answer.reason
         assert it.state(it.b) is AssignmentState.REJECTED
 
+    go(test())
+
+
+def test_the_loop_goes_on_while_a_broken_upload_waits_for_its_flush(
+    desk: MakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushing, ending, gate = threading.Event(), threading.Event(), threading.Event()
+
+    def held(step: str, _: object) -> None:
+        if step == "flush":
+            flushing.set()
+            assert gate.wait(20)
+
+    class Watched(WriteBehind):
+        def end(self) -> None:
+            ending.set()
+            super().end()
+
+    async def test() -> None:
+        it, stream = desk(), sent()
+        await it.offer(it.a)
+        part: Stream = asyncio.Queue()
+        part.put_nowait(stream.get_nowait())
+        upload = it.submit(it.a, part)
+        assert await asyncio.to_thread(flushing.wait, 20)
+        part.put_nowait(None)
+        assert await asyncio.to_thread(ending.wait, 20)
+        gate.set()
+        with pytest.raises(ConflictError, match="broke off"):
+            await upload
+        assert (await it.offer(it.a)).from_byte == FIRST_BLOCK_BYTES
+
+    monkeypatch.setattr("coordinator.services.write_behind.FLUSH_BYTES", 1)
+    monkeypatch.setattr("coordinator.services.upload.WriteBehind", Watched)
+    with steps.observed(held):
+        go(test())
+
+
+def test_an_upload_that_did_not_reach_the_disk_begins_again(
+    desk: MakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(step: str, _: object) -> None:
+        if step == "flush":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def test() -> None:
+        it, part = desk(), asyncio.Queue[pb.SubmitRequest | None]()
+        await it.offer(it.a)
+        part.put_nowait(sent().get_nowait())
+        part.put_nowait(None)
+        with steps.observed(failing), pytest.raises(ConflictError, match="broke off"):
+            await it.submit(it.a, part)
+        assert (await it.offer(it.a)).from_byte == 0
+        assert (await it.submit(it.a, sent())).state == AssignmentState.ACCEPTED
+
+    monkeypatch.setattr("coordinator.services.write_behind.FLUSH_BYTES", 1)
     go(test())

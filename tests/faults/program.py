@@ -16,7 +16,7 @@ from types import FrameType
 from headwater import steps
 
 _OF_FILES = {
-    "write", "sync", "rename", "move", "replace", "remove", "link", "sync folder",
+    "write", "flush", "sync", "rename", "move", "replace", "remove", "link", "sync folder",
     "make folder", "put", "stored", "delete",
 }  # fmt: skip
 _BETWEEN = {"headwater.steps", "headwater.durable_files", "contextlib"}

@@ -43,6 +43,7 @@ ELSEWHERE = {
     "coordinator.services.quarantine._forget_oldest": "many updates that are refused",
     "coordinator.services.spool._remove": "a part of an upload that nobody finishes",
     "coordinator.services.upload.Upload.discard": "a round that needs an upload no more",
+    "coordinator.services.write_behind.WriteBehind.wrote": "an update of 8 MiB and more",
     "coordinator.engine.closing._keep_weights": "a disk that fails before the commit",
     "coordinator.engine.closing._abandon_model": "a model that must not be committed",
     "edge_client.cache.BlobCache.remove": "a cache that is full",

@@ -100,6 +100,19 @@ async def test_a_coordinator_needs_every_sync(
     assert first_fault(disk, tmp_path / "cuts", unsound) != ""
 
 
+@pytest.mark.parametrize("ignored", ["", "sync: coordinator.services.upload.Upload.finish"])
+async def test_a_flush_makes_no_sync_needless(
+    tmp_path: Path, plan: CompiledPlan, monkeypatch: pytest.MonkeyPatch, ignored: str
+) -> None:
+    monkeypatch.setattr("coordinator.services.write_behind.FLUSH_BYTES", 1)
+    (tmp_path / "data").mkdir()
+    passed: set[str] = set()
+    with steps.observed(lambda step, _: passed.add(step)):
+        disk = await trained(tmp_path / "data", plan, ignored)
+    assert "flush" in passed
+    assert bool(first_fault(disk, tmp_path / "cuts", unsound)) == bool(ignored)
+
+
 def delivered(folder: Path) -> None:
     """An update that a client holds."""
     offer = pb.OfferRequest(assignment_id=7, encoding="fp32")
