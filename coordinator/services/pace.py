@@ -1,7 +1,7 @@
 """The least pace of a stream of bytes: one that holds its place for nothing loses it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from coordinator.engine.clock import Clock
@@ -22,13 +22,16 @@ async def too_slow(clock: Clock, bytes_per_second: float, moved_bytes: Callable[
 
 @asynccontextmanager
 async def watched(
-    clock: Clock, bytes_per_second: float, moved_bytes: Callable[[], int], cut: Callable[[], object]
+    clock: Clock,
+    bytes_per_second: float,
+    moved_bytes: Callable[[], int],
+    cut: Callable[[], Awaitable[None]],
 ) -> AsyncIterator[None]:
     """Call `cut` once, when the stream that this surrounds is too slow."""
 
     async def watch() -> None:
         await too_slow(clock, bytes_per_second, moved_bytes)
-        cut()
+        await cut()
 
     watching = asyncio.create_task(watch())
     try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -183,9 +183,7 @@ async def test_a_model_without_a_finite_loss_is_not_committed_and_the_job_pauses
     assert (await rig.ended(job, 2)).state is RoundState.COMMITTED
 
 
-async def test_a_pause_that_the_database_refused_is_written_when_it_is_back(
-    rig: Rig, tmp_path: Path
-) -> None:
+async def test_a_pause_that_the_database_refused_is_written_when_it_is_back(rig: Rig) -> None:
     refused: list[object] = []
 
     def refuse_once(step: str, subject: object) -> None:
@@ -193,19 +191,26 @@ async def test_a_pause_that_the_database_refused_is_written_when_it_is_back(
             refused.append(subject)
             raise UnavailableError("the database is away")
 
-    rig.held_out["data"] = str(_held_out(tmp_path))
     (a,) = await rig.attend("a")
-    job = await rig.submit(cohort="1", evaluate='{ on = ["coordinator"] }')
-    first = await a.assigned()
+    job = await rig.submit(cohort="1")
+    await _abandon(rig, a, job, range(1, ABANDONED_IN_A_ROW))
     with steps.observed(refuse_once):
-        await a.deliver(first, make_update(rig.plan.manifest.layout, 1e30))
+        await _abandon(rig, a, job, [ABANDONED_IN_A_ROW])
         await rig.news(job, "waits for the coordinator's storage")
         await rig.clock.jump(RETRY_SECONDS)
         await asyncio.wait_for(_idle(rig, job), 20)
     record = await rig.world.database.read(lambda s: history.job(s, job))
     assert refused and record.state is JobState.PAUSED
-    assert "version 0 stays" in record.state_reason
-    assert record.last_round_number == 1
+    assert record.state_reason == "5 rounds in a row were abandoned"
+    assert record.last_round_number == ABANDONED_IN_A_ROW
+
+
+async def _abandon(rig: Rig, device: Device, job: str, numbers: Iterable[int]) -> None:
+    """Let rounds pass without their update."""
+    for number in numbers:
+        _keep_alive(rig, await device.assigned())
+        await rig.clock.jump(DEADLINE)
+        assert (await rig.ended(job, number)).state is RoundState.ABANDONED
 
 
 async def _idle(rig: Rig, job: str) -> None:
@@ -216,12 +221,11 @@ async def _idle(rig: Rig, job: str) -> None:
 
 
 async def test_a_job_that_is_cancelled_while_it_pauses_ends(
-    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator's word comes between the decision to pause and its writing."""
-    rig.held_out["data"] = str(_held_out(tmp_path))
     (a,) = await rig.attend("a")
-    job = await rig.submit(cohort="1", evaluate='{ on = ["coordinator"] }')
+    job = await rig.submit(cohort="1")
     pause = JobLoop._pause
 
     async def cancelled_first(loop: JobLoop, run: JobRun, reason: str) -> bool:
@@ -233,8 +237,7 @@ async def test_a_job_that_is_cancelled_while_it_pauses_ends(
         return await pause(loop, run, reason)
 
     monkeypatch.setattr(JobLoop, "_pause", cancelled_first)
-    await a.deliver(await a.assigned(), make_update(rig.plan.manifest.layout, 1e30))
-    assert (await rig.ended(job, 1)).state is RoundState.ABANDONED
+    await _abandon(rig, a, job, range(1, ABANDONED_IN_A_ROW + 1))
     while job in rig.engine.runs:
         await asyncio.sleep(0)
     record = await rig.world.database.read(lambda s: history.job(s, job))
@@ -284,7 +287,9 @@ async def test_abandoned_rounds_are_counted_across_restarts(
         async with rigged(tmp_path, database, plan) as rig:
             (a,) = await rig.attend("a")
             job = await rig.submit(cohort="1") if number == 1 else "job"
-            _keep_alive(rig, await a.assigned())
+            while not (owed := rig.engine.assignments_of(a.attendee.client_id)):
+                await asyncio.sleep(0)
+            owed[0][1].lease_ends = np.inf
             await rig.clock.jump(number * DEADLINE)
             assert (await rig.ended(job, number)).state is RoundState.ABANDONED
             if number < ABANDONED_IN_A_ROW:
