@@ -70,6 +70,7 @@ def references(digest: str | SQLColumnExpression[str]) -> ColumnElement[bool]:
     return or_(
         exists().where(BlobPin.digest == digest),
         exists().where(ModelVersion.weights_digest == digest),
+        exists().where(ModelVersion.optimizer_state_digest == digest),
         exists().where(PlanMember.blob_digest == digest),
         exists().where(Assignment.update_digest == digest, Assignment.update_collected.is_(False)),
     )

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from storage.columns import AnyFloat, Identity, Json, Measurements, UtcDateTime
 
-REVISION = "0002"
+REVISION = "0003"
 """The schema version that this program reads and writes: the newest migration's."""
 
 WRITE_KEY = 0x48454144_00000001
@@ -170,6 +170,8 @@ class ModelVersion(Base):
     number: Mapped[int]
     weights_digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"), index=True)
     size_bytes: Mapped[int]
+    # No foreign key: SQLite could not add one to a table that others refer to.
+    optimizer_state_digest: Mapped[str | None] = mapped_column(String(64), index=True)
     # No foreign key: a round names its base version, and a circle cannot be made in SQLite.
     round_id: Mapped[int | None] = mapped_column(unique=True)
     parent_version_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))
@@ -239,6 +241,9 @@ class Assignment(Base):
     update_size_bytes: Mapped[int | None]
     update_encoding: Mapped[str | None]
     update_collected: Mapped[bool] = mapped_column(default=False)
+    encoding_error: Mapped[float | None]
+    residual_norm: Mapped[float | None]
+    residual_age_rounds: Mapped[int | None]
     seed: Mapped[int]
     weight: Mapped[float | None]
     # The round whose fold took a late update; the others are folded by their own round.
