@@ -113,6 +113,11 @@ def write_update(session: Session, row: Assignment, update: UpdateFacts, now: da
         )
         row.update_digest, row.update_size_bytes = update.digest, update.size_bytes
     row.update_encoding, row.update_norm = update.encoding, update.update_norm
+    row.unencoded_size_bytes, row.encoding_error = (
+        update.unencoded_size_bytes,
+        update.encoding_error,
+    )
+    row.residual_norm, row.residual_age_rounds = update.residual_norm, update.residual_age_rounds
     row.examples = update.examples
     row.metrics_before, row.metrics_after = dict(update.metrics_before), dict(update.metrics_after)
     row.fetch_seconds, row.train_seconds = update.fetch_seconds, update.train_seconds

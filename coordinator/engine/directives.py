@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
+from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.schedule import RoundRate, round_rate
 from headwater.v1 import fleet_pb2
 from storage.records import AssignmentState, RoundPurpose, RoundRecord
@@ -32,7 +32,8 @@ def assignment_message(
         seed=live.record.seed,
         evaluate_before=evaluates or due,
         keep_optimizer_state=train.optimizer_state == "keep",
-        encoding=ENCODING,
+        encoding=run.spec.updates.encoding,
+        error_feedback=run.spec.updates.error_feedback and not evaluates,
         deadline_seconds=max(left, 0.001) if round_.deadline_at else 0.0,
         lease_seconds=lease_seconds,
     )

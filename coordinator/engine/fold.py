@@ -16,12 +16,13 @@ from coordinator.aggregation.soundness import fault_of
 from coordinator.aggregation.staleness import discounted
 from coordinator.engine.live import JobRun
 from coordinator.engine.world import World
+from headwater.encodings.names import encoding_named
 from headwater.errors import BlobError, UpdateError, UserError
 from headwater.evaluation import evaluate
 from headwater.layout import Layout, Weights
 from headwater.safetensors import map_weights, weights_chunks, weights_size_bytes
 from headwater.sources import open_source
-from headwater.updates import StoredUpdate, encoding_named
+from headwater.updates import StoredUpdate
 from storage.blob_store import BlobStore
 from storage.records import (
     AssignmentRecord,

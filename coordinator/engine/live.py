@@ -23,9 +23,6 @@ from storage.transitions import UNFINISHED_ASSIGNMENTS
 BARRED_SECONDS = 60.0
 """How long a job leaves out a client that did not do its last assignment."""
 
-ENCODING = "fp32"
-"""The update encoding that assignments ask for."""
-
 
 @dataclass(eq=False)
 class LiveAssignment:

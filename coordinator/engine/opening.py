@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.engine import directives
 from coordinator.engine.candidates import candidates
-from coordinator.engine.live import ENCODING, JobRun
+from coordinator.engine.live import JobRun
 from coordinator.engine.policy import Opening, opening
 from coordinator.engine.rounds import live_round, log_fields, send_assignment, wait_for
 from coordinator.engine.seeds import derived_seed
@@ -47,7 +47,8 @@ def survey(world: World, run: JobRun, busy: Mapping[str, str]) -> Survey:
     """Look at the attending clients; `busy` names the job that a client works for."""
     everyone = candidates(world.attendance, run, busy, world.clock.monotonic())
     reasons = {
-        one.client_id: ineligibility(one, run.spec.dataset, run.where, ENCODING) for one in everyone
+        one.client_id: ineligibility(one, run.spec.dataset, run.where, run.spec.updates.encoding)
+        for one in everyone
     }
     eligible = [one for one in everyone if not reasons[one.client_id]]
     decision = opening(run.spec.rounds, len(eligible), len(everyone))

@@ -16,6 +16,7 @@ from coordinator.services.quarantine import quarantine
 from coordinator.services.spool import upload_path
 from coordinator.services.upload import Upload
 from coordinator.services.upload_streams import Stream, UploadStreams
+from headwater.encodings.names import EXACT, encoding_named
 from headwater.errors import (
     ConflictError,
     NotFoundError,
@@ -23,7 +24,7 @@ from headwater.errors import (
     UnavailableError,
     UpdateError,
 )
-from headwater.updates import encoding_named
+from headwater.updates import maximum_update_bytes
 from headwater.v1 import fleet_pb2
 from storage import late as late_repository
 from storage import rounds as round_repository
@@ -289,6 +290,10 @@ class Uploads:
             metrics_before=dict(offer.summary.metrics_before),
             metrics_after=dict(offer.summary.metrics_after),
             update_norm=norm,
+            unencoded_size_bytes=maximum_update_bytes(run.layout, EXACT) if offer.digest else None,
+            encoding_error=offer.summary.encoding_error if offer.digest else None,
+            residual_norm=offer.summary.residual_norm if offer.digest else None,
+            residual_age_rounds=offer.summary.residual_age_rounds if offer.digest else None,
             fetch_seconds=offer.summary.fetch_seconds,
             train_seconds=offer.summary.train_seconds,
             upload_seconds=upload_seconds,
@@ -365,11 +370,15 @@ def wanted(run: JobRun, live: LiveAssignment) -> bool:
     return is_open and live.pending
 
 
-def has_accepted(record: AssignmentRecord, digest: str | None) -> bool:
-    """Whether this update is the one that is held; an evaluation's digest is empty."""
+def is_held(record: AssignmentRecord) -> bool:
+    """Whether the assignment's update, or evaluation, was acknowledged."""
     kept = record.state is AssignmentState.LATE and record.update_size_bytes is not None
-    is_held = record.state is AssignmentState.ACCEPTED or kept
-    return is_held and (record.update_digest or "") == (digest or "")
+    return record.state is AssignmentState.ACCEPTED or kept
+
+
+def has_accepted(record: AssignmentRecord, digest: str) -> bool:
+    """Whether this update is the one that is held; an evaluation's digest is empty."""
+    return is_held(record) and (record.update_digest or "") == digest
 
 
 def receipt_of(record: AssignmentRecord) -> fleet_pb2.Receipt:

@@ -13,9 +13,10 @@ import pytest
 
 from edge_client.seeds import seed_of_epoch, seed_of_step
 from headwater import steps
+from headwater.encodings.names import encoding_named
 from headwater.errors import ConflictError, DiskFullError, NotFoundError
 from headwater.manifest import BatchCost
-from headwater.updates import StoredUpdate, encoding_named
+from headwater.updates import StoredUpdate
 from headwater.v1 import fleet_pb2 as pb
 from tests.client.fake_fleet import FakeFleet, frame_bytes, have_it
 from tests.client.fakes import CLIENT_ID, Device, TinyJob
