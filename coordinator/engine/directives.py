@@ -33,7 +33,7 @@ def assignment_message(
         evaluate_before=evaluates or due,
         keep_optimizer_state=train.optimizer_state == "keep",
         encoding=run.spec.updates.encoding,
-        error_feedback=run.spec.updates.error_feedback and not evaluates,
+        error_feedback=run.spec.updates.feeds_back and not evaluates,
         deadline_seconds=max(left, 0.001) if round_.deadline_at else 0.0,
         lease_seconds=lease_seconds,
     )

@@ -77,11 +77,6 @@ def _encoding_fault(name: str) -> str | None:
     return None
 
 
-def _needs_feedback(encoding: object) -> bool:
-    """Coarse encodings converge to something else without it, or to nothing."""
-    return not parts_of(str(encoding)).isdisjoint({"int4", "topk"})
-
-
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
     """Arguments of a named loss. They mean what they mean in torch; each loss has some of them."""
@@ -393,11 +388,17 @@ class Updates:
         value="fp32",
         check=_encoding_fault,
     )
-    error_feedback: bool = key(
+    error_feedback: bool | None = key(
         "Whether a client adds what the encoding of its last update left out to its next one.",
-        infer=lambda values: _needs_feedback(values.get("encoding")),
+        value=None,
         default="true for int4 and topk",
     )
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether clients keep what their updates leave out: coarse encodings fail without it."""
+        is_coarse = not parts_of(self.encoding).isdisjoint({"int4", "topk"})
+        return is_coarse if self.error_feedback is None else self.error_feedback
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -311,7 +311,7 @@ def lopsided(point: np.ndarray, step: int) -> np.ndarray:
     ids=["topk", "sign"],
 )
 def test_without_feedback_it_fails_and_with_it_it_converges(encoding, gradients) -> None:
-    """Top-k never sends the coordinate that pulls less; signs never leave the line of their start."""
+    """Top-k never sends what pulls less; signs never leave the line that they began on."""
     alone = descend(encoding, gradients, 3000, feedback=False)
     fed = descend(encoding, gradients, 3000, feedback=True)
     assert alone > 0.5
