@@ -206,7 +206,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 await self._hear_end(attendee, *found, said.reason, state)
         except ConflictError:
             # The round may end while what is said of it is being written: that is nobody's mistake.
-            if wanted(*found):
+            if found[1].pending and wanted(*found):
                 raise
 
     async def _hear_progress(self, live: LiveAssignment, progress: fleet_pb2.Progress) -> None:
