@@ -152,9 +152,20 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             )
         )
         attendee = Attendee(hello.client_id, hello.instance_id, record.name, hello.hostname, hello)
+        await self._take_up(hello)
         attendance.enter(attendee)
         _log.info("client %s attends", record.name, extra={"client": record.name})
         return attendee
+
+    async def _take_up(self, hello: fleet_pb2.Hello) -> None:
+        """Await the late update that a client holds, before it attends and can be drawn anew."""
+        if not hello.held_assignment_id:
+            return
+        read = partial(round_repository.assignment, assignment_id=hello.held_assignment_id)
+        with suppress(NotFoundError):
+            record = await self._world.database.read(read)
+            if record.client_id == hello.client_id:
+                await self._engine.rejoin(record)
 
     async def _report_shared_identity(self, hello: fleet_pb2.Hello, rival: Attendee) -> None:
         message = (

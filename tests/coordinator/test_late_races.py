@@ -239,6 +239,30 @@ async def test_an_update_that_may_still_come_late_stays_referred_to(rig: Rig) ->
     assert row_of(await rig.round(job, 1), "b").update_collected
 
 
+async def test_a_client_that_returns_with_late_work_is_not_drawn_before_that_is_known(
+    rig: Rig,
+) -> None:
+    a, b = await rig.attend("a", "b")
+    job = await folding(rig)
+    late = await past_the_deadline(rig, 1, a, b, job)
+    rig.engine.runs[job].late.clear()
+    rig.world.attendance.leave(b.attendee)
+    b.attendee.hello.held_assignment_id = late.assignment_id
+    fleet = FleetService(rig.engine, rig.uploads, insecure=True)
+    stream_ends = asyncio.Event()
+
+    async def requests() -> AsyncIterator[pb.AttendRequest]:
+        yield pb.AttendRequest(hello=b.attendee.hello)
+        await stream_ends.wait()
+
+    messages = fleet.Attend(requests(), None)
+    assert (await anext(messages)).WhichOneof("message") == "welcome"
+    assert rig.world.attendance.get(b.attendee.client_id) is not None
+    assert late.assignment_id in rig.engine.runs[job].late
+    stream_ends.set()
+    assert [one async for one in messages] == []
+
+
 async def test_a_late_update_of_other_weights_asks_for_no_training(rig: Rig) -> None:
     """Its device trained for another database: this one has no such work to give any more."""
     a, b = await rig.attend("a", "b")
