@@ -125,6 +125,14 @@ def write_update(session: Session, row: Assignment, update: UpdateFacts, now: da
     row.bytes_down, row.bytes_up = update.bytes_down, update.bytes_up
 
 
+def count_since(session: Session, row: Assignment, bytes_down: int, bytes_up: int) -> None:
+    """Add what moved for an assignment since it had these to its round, if that has its totals."""
+    step = session.get_one(Round, row.round_id)
+    if step.ended_at is not None:
+        step.bytes_down += row.bytes_down - bytes_down
+        step.bytes_up += row.bytes_up - bytes_up
+
+
 def end_all(
     session: Session, step: Round, fates: Mapping[int, Fate], now: datetime
 ) -> dict[int, Assignment]:

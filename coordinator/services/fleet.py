@@ -154,9 +154,20 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             )
         )
         attendee = Attendee(hello.client_id, hello.instance_id, record.name, hello.hostname, hello)
+        await self._take_up(hello)
         attendance.enter(attendee)
         _log.info("client %s attends", record.name, extra={"client": record.name})
         return attendee
+
+    async def _take_up(self, hello: fleet_pb2.Hello) -> None:
+        """Await the late update that a client holds, before it attends and can be drawn anew."""
+        if not hello.held_assignment_id:
+            return
+        read = partial(round_repository.assignment, assignment_id=hello.held_assignment_id)
+        with suppress(NotFoundError):
+            record = await self._world.database.read(read)
+            if record.client_id == hello.client_id:
+                await self._engine.rejoin(record)
 
     async def _report_shared_identity(self, hello: fleet_pb2.Hello, rival: Attendee) -> None:
         message = (
@@ -208,7 +219,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 await self._hear_end(attendee, *found, said.reason, state)
         except ConflictError:
             # The round may end while what is said of it is being written: that is nobody's mistake.
-            if wanted(*found):
+            if found[1].pending and wanted(*found):
                 raise
 
     async def _hear_progress(self, live: LiveAssignment, progress: fleet_pb2.Progress) -> None:
