@@ -288,8 +288,8 @@ def unfinished(session: Session, *, job_id: int) -> RoundRecord | None:
 
 
 def abandoned_in_a_row(session: Session, *, job_id: int) -> int:
-    """How many training rounds were abandoned since the last commit, or since the job ran again."""
-    ours = select(Round.id).where(Round.job_id == job_id, Round.purpose == RoundPurpose.TRAIN)
+    """How many rounds were abandoned since the last commit, or since the job ran again."""
+    ours = select(Round.id).where(Round.job_id == job_id)
     committed = session.scalar(
         ours.where(Round.state == RoundState.COMMITTED).order_by(Round.id.desc()).limit(1)
     )

@@ -41,6 +41,14 @@ def part_from_old(world: World, run: JobRun) -> None:
                 attendee.push(directives.cancel_message(at, reason))
 
 
+def part_from_all(world: World, run: JobRun) -> None:
+    """The job has ended: nothing of it is awaited any more."""
+    for at, live in run.late.items():
+        if (attendee := world.attendance.get(live.record.client_id)) is not None:
+            attendee.push(directives.cancel_message(at, run.record.state_reason))
+    run.late.clear()
+
+
 async def rejoin(
     world: World, runs: Mapping[str, JobRun], record: AssignmentRecord
 ) -> tuple[JobRun, LiveAssignment] | None:

@@ -179,6 +179,7 @@ class Uploads:
                 raise ConflictError(f"send the update from byte {upload.offset_bytes}")
             async for request in messages:
                 if not wanted(run, live):
+                    _check_offers_again(run, live)
                     await self._world.work(upload.discard)
                     return _turned_away(header)
                 live.lease_ends = self._world.clock.monotonic() + self._world.lease_seconds
@@ -368,6 +369,13 @@ class Uploads:
 
 def _payload_bytes(request: fleet_pb2.SubmitRequest) -> int:
     return len(request.frame.payload)
+
+
+def _check_offers_again(run: JobRun, live: LiveAssignment) -> None:
+    """Raises ConflictError where its lease ran out, and the next offer takes it up again as late:
+    what has come of it is kept for that."""
+    if live.state is AssignmentState.EXPIRED and run.spec.rounds.late == "fold":
+        raise ConflictError("the assignment expired while its update came: offer it again")
 
 
 def is_late(run: JobRun, live: LiveAssignment) -> bool:
