@@ -62,6 +62,7 @@ def write_offers(
             reason="",
             offered_at=now,
             seed=offer.seed,
+            update_encoding=offer.encoding,
         )
         for offer in sorted(offers, key=lambda offer: indices[offer.client_id])
     )

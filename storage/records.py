@@ -265,10 +265,14 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One client to offer a part in a new round. `seed` lies in 0 <= seed < 2**63."""
+    """One client to offer a part in a new round. `seed` lies in 0 <= seed < 2**63.
+
+    `encoding` is what its update is to be encoded in.
+    """
 
     client_id: str
     seed: int
+    encoding: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ from headwater.batch import TensorSignature
 from headwater.encodings.names import encoding_named, parts_of
 from headwater.errors import JobFileError, UpdateError
 
+AUTO = "auto"
+"""The encoding of updates that the coordinator chooses for each client."""
+
 _SLUG = Pattern(
     r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
     "1 to 63 lower-case letters, digits and hyphens, a letter or digit first and last",
@@ -70,6 +73,8 @@ def _metrics_fault(metrics: tuple[str, ...]) -> str | None:
 
 
 def _encoding_fault(name: str) -> str | None:
+    if name == AUTO:
+        return None
     try:
         encoding_named(name)
     except UpdateError as error:
@@ -384,7 +389,8 @@ class Updates:
     encoding: str = key(
         'How the changes of trainable tensors are written: "fp32", "bf16", "int8", "int4", or '
         '"topk:FRACTION" for the largest alone (with ":int8" their values in 8 bits), each with '
-        '"+zstd" compressed. Buffers always travel exact.',
+        '"+zstd" compressed; "auto" for what each client\'s link carries in a tenth of the '
+        "deadline. Buffers always travel exact.",
         value="fp32",
         check=_encoding_fault,
     )
@@ -394,10 +400,9 @@ class Updates:
         default="true for int4 and topk",
     )
 
-    @property
-    def feeds_back(self) -> bool:
-        """Whether clients keep what their updates leave out: coarse encodings fail without it."""
-        is_coarse = not parts_of(self.encoding).isdisjoint({"int4", "topk"})
+    def feeds_back(self, encoding: str) -> bool:
+        """Whether clients keep what this encoding leaves out: coarse ones fail without it."""
+        is_coarse = not parts_of(encoding).isdisjoint({"int4", "topk"})
         return is_coarse if self.error_feedback is None else self.error_feedback
 
 

@@ -32,7 +32,7 @@ def offer_fault(run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferReque
         return fault
     if evaluates(run, live):
         return "it has an update; an evaluation brings metrics alone" if request.digest else ""
-    encoding = run.spec.updates.encoding
+    encoding = live.record.update_encoding or "fp32"
     if request.encoding != encoding:
         return f"it is encoded as {request.encoding[:80]!r}; {encoding} was asked for"
     if not is_digest(request.digest):

@@ -58,3 +58,14 @@ def test_a_client_that_cannot_write_the_encoding_is_left_out_with_the_reason(
     shared_fleet.clients["new"].stop()
     old.close()
     shared_fleet.attending()
+
+
+def test_auto_gives_each_client_what_its_link_carries(shared_fleet: Fleet) -> None:
+    """A link that was not measured gets int8; on loopback the finest follows."""
+    shared_fleet.start_client("eve")
+    job = shared_fleet.submit(count=2, cohort=1, quorum=1, updates={"encoding": "auto"})
+    shared_fleet.finish(job)
+    encodings = [shared_fleet.ledger(job, number)["eve"].encoding for number in (1, 2)]
+    assert encodings == ["int8+zstd", "fp32"]
+    shared_fleet.clients["eve"].stop()
+    shared_fleet.attending()
