@@ -5,14 +5,19 @@ Zstandard's entropy coder takes 20 to 29% more off, at its level 1 and hundreds 
 second; higher levels and deflate find no more (`python -m benchmarks.codecs`).
 """
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from headwater.encodings.encoding import Encoding
 from headwater.errors import UpdateError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:  # the same module, for the Pythons that came before it
+    from backports import zstd
 
 LEVEL = 1
 STORED, COMPRESSED = b"\x00", b"\x01"
@@ -38,7 +43,7 @@ class Compressed:
     def encode(self, change: NDArray[np.float32], seed: int) -> bytes:
         """The shorter of the two."""
         payload = self.inner.encode(change, seed)
-        packed = zstandard.ZstdCompressor(level=LEVEL).compress(_planes(payload, self.word))
+        packed = zstd.compress(_planes(payload, self.word), level=LEVEL)
         return STORED + payload if len(packed) >= len(payload) else COMPRESSED + packed
 
     def decode(self, payload: memoryview, count: int) -> NDArray[np.float32]:
@@ -63,12 +68,16 @@ class Compressed:
 def _decompressed(packed: memoryview, most: int) -> bytes:
     """The content of a frame that says its size, which is looked at before anything is unpacked."""
     try:
-        size = zstandard.get_frame_parameters(packed).content_size
-        if size > most:  # also where the frame does not say
+        size = zstd.get_frame_info(packed).decompressed_size
+        if size is None or size > most:
             raise UpdateError(f"a compressed block holds {size} bytes; it may hold {most}")
-        return zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
-    except zstandard.ZstdError as error:
+        decompressor = zstd.ZstdDecompressor()
+        content = decompressor.decompress(packed, max_length=most)
+    except zstd.ZstdError as error:
         raise UpdateError(f"a compressed block is damaged: {error}") from error
+    if not decompressor.eof or decompressor.unused_data:
+        raise UpdateError("a compressed block does not end where its frame does")
+    return content
 
 
 def _planes(payload: bytes, word: int) -> bytes:
