@@ -10,7 +10,7 @@ import click
 from coordinator.aggregation.rules import RULES
 from coordinator.cli import show
 from coordinator.cli.data_place import opened, stored
-from coordinator.jobs.job_spec import Aggregation
+from coordinator.jobs.aggregation_spec import Aggregation
 from coordinator.model_file import is_weights_file, write_model
 from coordinator.prediction_model import Origin
 from coordinator.replay.committed_round import CommittedRound, WhatIf, committed_round

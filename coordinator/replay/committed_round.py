@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from coordinator.jobs.job_spec import Aggregation, JobSpec
+from coordinator.jobs.aggregation_spec import Aggregation
+from coordinator.jobs.job_spec import JobSpec
 from headwater.errors import ConflictError, NotFoundError, UsageError
 from storage import history, plans
 from storage.records import (

@@ -9,7 +9,7 @@ from coordinator.aggregation.rule import Rule, fold
 from coordinator.aggregation.soundness import fault_of
 from coordinator.aggregation.staleness import discounted
 from coordinator.engine.fold import EVALUATION_BATCH, contribution_of, local_weights
-from coordinator.jobs.job_spec import Aggregation
+from coordinator.jobs.aggregation_spec import Aggregation
 from coordinator.replay.committed_round import (
     CommittedRound,
     WhatIf,
