@@ -67,7 +67,7 @@ def fold(
 ) -> Weights:
     """The new weights: `base` plus the rule's change. `threads` changes the speed and no bit.
 
-    With `server`, trainable elements move by its step instead, and it has the new state then.
+    With `server`, trainable elements move by its step instead, and `server.after` is whole then.
 
     Raises:
         UpdateError: there is nothing to fold, or an update is damaged on disk.

@@ -10,7 +10,7 @@ stored in float32, as the weights are, and each round begins from the stored bit
 restart or a replay finds the same.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -44,32 +44,45 @@ class ServerOptimizer(Protocol):
         """
 
 
-class ServerStep:
-    """A server optimizer in one round: its state before, and the state after, block by block.
+@dataclass(frozen=True)
+class ServerState:
+    """A server optimizer's state at one model version.
 
-    Both are float32 of shape [slots, trainable elements]. `before` may be mapped from disk.
+    `values` is float32 of shape [slots, trainable elements] and may be mapped from disk. `layout`
+    is how they lie in a file: as weights do, each tensor named `SLOT.PARAMETER`.
     """
 
-    def __init__(self, optimizer: ServerOptimizer, before: NDArray[np.float32]) -> None:
-        self._optimizer = optimizer
-        self._before = before
-        self._after = np.empty_like(before)
-
-    def step(self, change: NDArray[np.float64], place: slice) -> NDArray[np.float64]:
-        """The step of the elements at `place`, of shape [count]; keeps their new state."""
-        step, state = self._optimizer.advance(change, self._before[:, place])
-        with np.errstate(over="ignore"):  # an overflow shows as infinity, which the round refuses
-            self._after[:, place] = state
-        return step
+    optimizer: ServerOptimizer
+    layout: Layout
+    values: NDArray[np.float32]
 
     @property
-    def state(self) -> Weights:
-        """The state after all blocks, as `state_layout` lays it out."""
-        return Weights(self._after.reshape(-1), np.empty(0, np.int64))
+    def weights(self) -> Weights:
+        """The values in one run, as `layout` has them."""
+        return Weights(self.values.reshape(-1), np.empty(0, np.int64))
+
+
+class ServerStep:
+    """A server optimizer in one round: from the state before to the one `after`, block by block.
+
+    Any thread may take any block; `after` is whole when each was taken once.
+    """
+
+    def __init__(self, before: ServerState) -> None:
+        self._before = before
+        self.after = replace(before, values=np.empty_like(before.values))
+
+    def step(self, change: NDArray[np.float64], place: slice) -> NDArray[np.float64]:
+        """The step of the elements at `place`, float64 of shape [count], and their new state."""
+        before = self._before.values[:, place]
+        step, state = self._before.optimizer.advance(change, before)
+        with np.errstate(over="ignore"):  # an overflow shows as infinity, which the round refuses
+            self.after.values[:, place] = state
+        return step
 
 
 def state_layout(optimizer: ServerOptimizer, layout: Layout) -> Layout:
-    """How a state lies in its file: as weights are, each tensor named `SLOT.PARAMETER`."""
+    """How the state of a model of this layout lies in its file; see `ServerState`."""
     return Layout(
         tuple(
             replace(spec, name=f"{slot}.{spec.name}")
@@ -79,6 +92,7 @@ def state_layout(optimizer: ServerOptimizer, layout: Layout) -> Layout:
     )
 
 
-def state_shape(optimizer: ServerOptimizer, layout: Layout) -> tuple[int, int]:
-    """The shape of a state: [slots, trainable elements]."""
-    return len(optimizer.slots), layout.trainable_count
+def first_state(optimizer: ServerOptimizer, layout: Layout) -> ServerState:
+    """The state at version 0 of a model of this layout: zeros."""
+    shape = (len(optimizer.slots), layout.trainable_count)
+    return ServerState(optimizer, state_layout(optimizer, layout), np.zeros(shape, np.float32))
