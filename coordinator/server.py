@@ -74,7 +74,7 @@ class Settings:
     insecure: bool = False
     threads: int = 1
     lease_seconds: float = 30.0
-    minimum_bytes_per_second: float = 100.0
+    minimum_bytes_per_second: float = 10_000.0
     keep_update_rounds: int = 2
     blobs: str | None = None
     blob_cache_bytes: int = CACHE_BYTES

@@ -1,18 +1,22 @@
 """An assignment from its blobs to a durable update, in the work thread."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from edge_client.checkpoints import Checkpoints
 from edge_client.journal import HeldUpdate, Journal
 from edge_client.optimizer_states import OptimizerStates
+from edge_client.residuals import Proposal, Residuals
+from edge_client.seeds import seed_of_rounding
 from edge_client.training import Activity, evaluate, train
 from edge_client.workbench import Bench, Workbench
+from headwater.encodings.names import encoding_named
 from headwater.errors import UsageError
 from headwater.layout import Weights
 from headwater.safetensors import map_weights
-from headwater.updates import encode_update, encoding_named
+from headwater.update_encoder import UpdateEncoder
 from headwater.v1 import fleet_pb2
 from headwater.v1.fleet_pb2 import Assignment, OfferRequest, UpdateSummary
 
@@ -44,6 +48,7 @@ class AssignmentRunner:
         workbench: Workbench,
         journal: Journal,
         states: OptimizerStates,
+        residuals: Residuals,
         checkpoints: Checkpoints,
         *,
         client_id: str,
@@ -54,6 +59,7 @@ class AssignmentRunner:
         self._workbench = workbench
         self._journal = journal
         self._states = states
+        self._residuals = residuals
         self._checkpoints = checkpoints
         self._client_id = client_id
         self._coordinator = coordinator
@@ -112,13 +118,46 @@ class AssignmentRunner:
             if state is not None:
                 bench.trainer.set_optimizer_state(state)
 
+    def _encoded(
+        self, assignment: Assignment, bench: Bench, base: Weights, summary: UpdateSummary
+    ) -> Iterator[bytes]:
+        """The update's frames. After the last, what they left out is durable and `summary` has it.
+
+        So it is there before the update is held, and can be offered.
+        """
+        layout, trained = bench.plan.layout, bench.trainer.weights()
+        with ExitStack() as stack:
+            feedback = None
+            if assignment.error_feedback:
+                feedback = stack.enter_context(self._proposal(assignment, layout.trainable_count))
+                if feedback.old is not None:
+                    summary.residual_norm = feedback.old.norm
+                    age = assignment.round_number - feedback.old.round_number
+                    summary.residual_age_rounds = max(0, age)
+            encoder = UpdateEncoder(
+                base,
+                trained,
+                layout,
+                encoding_named(assignment.encoding),
+                seed_of_rounding(assignment.seed),
+                feedback,
+            )
+            yield from encoder.frames()
+            summary.encoding_error = encoder.relative_error
+
+    def _proposal(self, assignment: Assignment, count: int) -> AbstractContextManager[Proposal]:
+        return self._residuals.proposal(
+            self._coordinator,
+            assignment.job,
+            assignment.plan_digest,
+            assignment_id=assignment.assignment_id,
+            round_number=assignment.round_number,
+            count=count,
+        )
+
     def _store(
         self, assignment: Assignment, bench: Bench, base: Weights, summary: UpdateSummary
     ) -> HeldUpdate:
-        frames = None
-        if assignment.purpose == fleet_pb2.PURPOSE_TRAIN:
-            encoding = encoding_named(assignment.encoding)
-            frames = encode_update(base, bench.trainer.weights(), bench.plan.layout, encoding)
         offer = OfferRequest(
             assignment_id=assignment.assignment_id,
             client_id=self._client_id,
@@ -126,6 +165,9 @@ class AssignmentRunner:
             summary=summary,
             base_weights_digest=assignment.weights_digest,
         )
+        frames = None
+        if assignment.purpose == fleet_pb2.PURPOSE_TRAIN:
+            frames = self._encoded(assignment, bench, base, offer.summary)
         return self._journal.store(
             frames,
             coordinator=self._coordinator,

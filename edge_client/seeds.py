@@ -25,6 +25,11 @@ def seed_of_part(seed: int, part: int) -> int:
     return _mixed(seed, part) if part else seed
 
 
+def seed_of_rounding(seed: int) -> int:
+    """The seed of an update's stochastic rounding, from 0 to 2**63 - 1: of a stream of its own."""
+    return _mixed(seed ^ 0x726F756E64, 0)
+
+
 def _mixed(seed: int, counter: int) -> int:
     value = (seed + (counter + 1) * _GOLDEN) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

@@ -22,6 +22,7 @@ from edge_client.optimizer_states import OptimizerStates
 from edge_client.patience import Patience
 from edge_client.preparation import Capability, Preparation
 from edge_client.profile import measure_profile
+from edge_client.residuals import Residuals
 from edge_client.runtime import choose_backend, choose_device, trainer_opener
 from edge_client.settings import Settings
 from edge_client.state import StateDirectory
@@ -30,8 +31,8 @@ from edge_client.transfer import Transfer
 from edge_client.workbench import OpenSource, OpenTrainer, Workbench
 from edge_client.worker import Worker
 from headwater import sources
+from headwater.encodings.names import PARTS
 from headwater.errors import DisplacedError, HeadwaterError, UnavailableError, UserError
-from headwater.updates import ENCODINGS
 from headwater.v1.fleet_pb2 import (
     AttendRequest,
     AttendResponse,
@@ -43,6 +44,8 @@ from headwater.v1.fleet_pb2 import (
 
 _SLOW_FIRST_SECONDS = 60.0
 _SLOW_LONGEST_SECONDS = 600.0
+_AWAITED = 64
+"""As many fates as a coordinator lets one Hello ask for; there is one for each job that is kept."""
 _log = logging.getLogger("headwater.client")
 
 
@@ -77,6 +80,7 @@ class Session:
         self._device = choose_device(self._backend, settings.device)
         self._cache = BlobCache(state.cache, settings.cache_bytes)
         self._journal = Journal(state.updates)
+        self._residuals = Residuals(state.residuals)
         self._workbench = Workbench(
             self._cache,
             settings.data,
@@ -134,6 +138,7 @@ class Session:
                 self._workbench,
                 self._journal,
                 OptimizerStates(self._state.optimizer),
+                self._residuals,
                 checkpoints,
                 client_id=self._identity.client_id,
                 coordinator=self._settings.coordinator,
@@ -142,6 +147,7 @@ class Session:
             delivery=Delivery(transfer, self._journal, patience),
             journal=self._journal,
             checkpoints=checkpoints,
+            residuals=self._residuals,
             status=self._status,
             clock=self._clock,
             coordinator=self._settings.coordinator,
@@ -237,8 +243,9 @@ class Session:
                 Dataset(name=name, example_count=counts.get(name, -1))
                 for name in sorted(self._settings.data)
             ],
-            encodings=list(ENCODINGS),
+            encodings=list(PARTS),
             held_assignment_id=held_assignment_id,
+            awaited_assignment_ids=self._residuals.awaited()[-_AWAITED:],
             program_version=program_version(),
         )
 

@@ -3,6 +3,7 @@
 identity.json   who the device is                 lock         held while a client runs
 cache/          plans and weights, by digest      updates/     the finished update, until
 optimizer/      optimizer state of kept jobs                   the coordinator has it
+checkpoints/    training under way           residuals/   what encodings left out
 status.json     what the client does now
 """
 
@@ -32,6 +33,7 @@ class StateDirectory:
         self.updates = path / "updates"
         self.optimizer = path / "optimizer"
         self.checkpoints = path / "checkpoints"
+        self.residuals = path / "residuals"
 
 
 def default_state_path() -> Path:

@@ -11,6 +11,7 @@ from edge_client.clock import Clock
 from edge_client.delivery import Delivery
 from edge_client.journal import HeldUpdate, Journal
 from edge_client.preparation import Preparation
+from edge_client.residuals import Residuals
 from edge_client.status_file import StatusFile
 from edge_client.training import Cancelled
 from edge_client.work import Work
@@ -19,6 +20,7 @@ from headwater.errors import HeadwaterError, StorageError, UnavailableError, Use
 from headwater.v1.fleet_pb2 import Assignment, AttendRequest, Cancel, Decline, Failure, Fate
 
 _PROGRESS_SECONDS = 2.0
+_LATE = "late"
 _REPLACED = "a newer assignment came to this device"
 _log = logging.getLogger("headwater.client")
 
@@ -37,6 +39,7 @@ class Worker:
         delivery: Delivery,
         journal: Journal,
         checkpoints: Checkpoints,
+        residuals: Residuals,
         status: StatusFile,
         clock: Clock,
         coordinator: str,
@@ -47,6 +50,7 @@ class Worker:
         self._delivery = delivery
         self._journal = journal
         self._checkpoints = checkpoints
+        self._residuals = residuals
         self._coordinator = coordinator
         self._status = status
         self._clock = clock
@@ -88,6 +92,7 @@ class Worker:
         """Learn how an assignment ended."""
         if _subject(self._last_word) == fate.assignment_id:
             self._last_word = None
+        self._residuals.settle(fate.assignment_id, folded=fate.folded)
         if self._work is not None and self._work.assignment_id == fate.assignment_id:
             self._work.supersede(f"it ended as {fate.state}: {fate.reason}")
         self._status.fate(fate.assignment_id, fate.state, fate.folded, fate.reason)
@@ -191,6 +196,8 @@ class Worker:
             if isinstance(error, UserError):
                 self._last_word = None  # the coordinator itself said so
         else:
+            if word.state == _LATE:  # a later round folds it, and says no more
+                self._residuals.settle(work.assignment_id, folded=True)
             self._end(work, word.state, word.reason)
 
     def _give_up(self, work: Work, started: bool, error: Exception) -> None:

@@ -1,6 +1,6 @@
 """The devices that this coordinator has met."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -9,9 +9,12 @@ from sqlalchemy.orm import Session
 
 from storage import events
 from storage.names import free_name, unknown
-from storage.records import ClientRecord
-from storage.schema import Client
+from storage.records import AssignmentState, ClientRecord
+from storage.schema import Assignment, Client
 from storage.views import client_record
+
+MEASURED_UPLOADS = 3
+"""How many of a client's last uploads its link is judged by."""
 
 
 def register(
@@ -72,6 +75,27 @@ def set_ineligible(
             client.ineligible_since = None if reason is None else now
             changed.append(client.client_id)
     return changed
+
+
+def upload_speeds(session: Session, *, client_ids: Iterable[str]) -> dict[str, float]:
+    """The bytes a second of each client's last accepted updates, where it had any."""
+    speeds = {}
+    for client_id in client_ids:
+        query = (
+            select(Assignment.bytes_up, Assignment.upload_seconds)
+            .where(
+                Assignment.client_id == client_id,
+                Assignment.state == AssignmentState.ACCEPTED,
+                Assignment.bytes_up > 0,
+                Assignment.upload_seconds > 0,
+            )
+            .order_by(Assignment.id.desc())
+            .limit(MEASURED_UPLOADS)
+        )
+        rows = session.execute(query).all()
+        if rows:
+            speeds[client_id] = sum(row[0] for row in rows) / sum(row[1] or 0.0 for row in rows)
+    return speeds
 
 
 def record_shared_identity(

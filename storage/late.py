@@ -93,10 +93,9 @@ def accept(
     if job.state not in UNFINISHED_JOBS:
         raise ConflictError(f"job {job.reference} is {job.state} and folds no late update")
     _move(session, row, "; the next round takes it", now)
-    if step.ended_at is not None:  # its totals are made, and what came since is its own
-        step.bytes_up += update.bytes_up - row.bytes_up
-        step.bytes_down += update.bytes_down - row.bytes_down
+    before = row.bytes_down, row.bytes_up
     ledger.write_update(session, row, update, now)
+    ledger.count_since(session, row, *before)
     row.update_collected = False
     session.flush()
     return ledger.receipt_of(row, now)

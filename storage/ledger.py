@@ -62,6 +62,7 @@ def write_offers(
             reason="",
             offered_at=now,
             seed=offer.seed,
+            update_encoding=offer.encoding,
         )
         for offer in sorted(offers, key=lambda offer: indices[offer.client_id])
     )
@@ -113,11 +114,24 @@ def write_update(session: Session, row: Assignment, update: UpdateFacts, now: da
         )
         row.update_digest, row.update_size_bytes = update.digest, update.size_bytes
     row.update_encoding, row.update_norm = update.encoding, update.update_norm
+    row.unencoded_size_bytes, row.encoding_error = (
+        update.unencoded_size_bytes,
+        update.encoding_error,
+    )
+    row.residual_norm, row.residual_age_rounds = update.residual_norm, update.residual_age_rounds
     row.examples = update.examples
     row.metrics_before, row.metrics_after = dict(update.metrics_before), dict(update.metrics_after)
     row.fetch_seconds, row.train_seconds = update.fetch_seconds, update.train_seconds
     row.upload_seconds = update.upload_seconds
     row.bytes_down, row.bytes_up = update.bytes_down, update.bytes_up
+
+
+def count_since(session: Session, row: Assignment, bytes_down: int, bytes_up: int) -> None:
+    """Add what moved for an assignment since it had these to its round, if that has its totals."""
+    step = session.get_one(Round, row.round_id)
+    if step.ended_at is not None:
+        step.bytes_down += row.bytes_down - bytes_down
+        step.bytes_up += row.bytes_up - bytes_up
 
 
 def end_all(

@@ -166,6 +166,14 @@ class AssignmentRecord:
     update_encoding: str | None
     update_collected: bool
     """The update's bytes were removed by retention; the digest still says what they were."""
+    unencoded_size_bytes: int | None
+    """What the update would take in float32."""
+    encoding_error: float | None
+    """The norm of what its encoding left out, over that of what was to be sent."""
+    residual_norm: float | None
+    """The norm of what earlier updates had left out, and this one was to bring."""
+    residual_age_rounds: int | None
+    """How many rounds ago that was."""
     seed: int
     weight: float | None
     """Its weight in the fold; None when it was not folded."""
@@ -259,10 +267,14 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One client to offer a part in a new round. `seed` lies in 0 <= seed < 2**63."""
+    """One client to offer a part in a new round. `seed` lies in 0 <= seed < 2**63.
+
+    `encoding` is what its update is to be encoded in.
+    """
 
     client_id: str
     seed: int
+    encoding: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +289,10 @@ class UpdateFacts:
     metrics_after: Mapping[str, float] = field(default_factory=dict)
     update_norm: float | None = None
     staleness: int = 0
+    unencoded_size_bytes: int | None = None
+    encoding_error: float | None = None
+    residual_norm: float | None = None
+    residual_age_rounds: int | None = None
     fetch_seconds: float | None = None
     train_seconds: float | None = None
     upload_seconds: float | None = None

@@ -6,7 +6,7 @@ So long are the server optimizer's states kept that their rounds began from.
 from sqlalchemy import ColumnElement, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from storage.late import waiting
+from storage.late import arriving, waiting
 from storage.records import RoundPurpose
 from storage.schema import Assignment, Job, ModelVersion, Round
 from storage.transitions import UNFINISHED_ROUNDS
@@ -38,7 +38,7 @@ def release_updates(session: Session, default: int | None) -> int:
     """Let go of the updates of old rounds, by each job's own policy, and return how many.
 
     Those of a round that has not ended are never let go, whatever the policy, nor late ones that
-    the next round folds; a late one counts for the round that took it.
+    the next round folds or that may still come; a late one counts for the round that took it.
     """
     policies = session.scalars(select(JOB_POLICY).distinct()).all()
     kept = {policy: kept_rounds(policy, default) for policy in policies}
@@ -62,7 +62,8 @@ def _release(session: Session, of_jobs: ColumnElement[bool], keep: int) -> int:
     )
     change = (
         update(Assignment)
-        .where(func.coalesce(Assignment.folded_round_id, Assignment.round_id).in_(old), ~waiting())
+        .where(func.coalesce(Assignment.folded_round_id, Assignment.round_id).in_(old))
+        .where(~waiting(), ~arriving())
         .where(Assignment.update_digest.is_not(None), Assignment.update_collected.is_(False))
         .values(update_collected=True)
     )

@@ -132,12 +132,14 @@ def advance_assignment(
         ConflictError: its state may not become this one. Acceptance is `accept_update`'s.
     """
     row = ledger.find(session, assignment_id)
+    before = row.bytes_down, row.bytes_up
     if state is AssignmentState.ACCEPTED:
         raise ConflictError("an assignment becomes accepted only with its update")
     if row.state != state:
         ledger.move(row, state, reason, now)
     for name, value in facts.items():
         setattr(row, name, dict(value) if isinstance(value, Mapping) else value)
+    ledger.count_since(session, row, *before)
     if state is AssignmentState.REJECTED:
         ledger.record_rejection(session, row, now)
     session.flush()
@@ -286,8 +288,8 @@ def unfinished(session: Session, *, job_id: int) -> RoundRecord | None:
 
 
 def abandoned_in_a_row(session: Session, *, job_id: int) -> int:
-    """How many training rounds were abandoned since the last commit, or since the job ran again."""
-    ours = select(Round.id).where(Round.job_id == job_id, Round.purpose == RoundPurpose.TRAIN)
+    """How many rounds were abandoned since the last commit, or since the job ran again."""
+    ours = select(Round.id).where(Round.job_id == job_id)
     committed = session.scalar(
         ours.where(Round.state == RoundState.COMMITTED).order_by(Round.id.desc()).limit(1)
     )

@@ -241,6 +241,7 @@ class Assignment(Base):
     update_size_bytes: Mapped[int | None]
     update_encoding: Mapped[str | None]
     update_collected: Mapped[bool] = mapped_column(default=False)
+    unencoded_size_bytes: Mapped[int | None]
     encoding_error: Mapped[float | None]
     residual_norm: Mapped[float | None]
     residual_age_rounds: Mapped[int | None]

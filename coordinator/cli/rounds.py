@@ -20,6 +20,18 @@ ROUND_COLUMNS = (
 )
 
 
+ENCODING_COLUMNS = (
+    ("client", "left"),
+    ("encoding", "left"),
+    ("as fp32", "right"),
+    ("sent", "right"),
+    ("of it", "right"),
+    ("left out", "right"),
+    ("brought", "right"),
+    ("from", "left"),
+)
+
+
 @click.group()
 def rounds() -> None:
     """List a job's rounds, and show one with its ledger."""
@@ -111,13 +123,30 @@ def show_round(
         ("up", "right"),
         ("reason", "left"),
     )
-    rows = map(_ledger_row, (*found.assignments, *_late_of_others(found)))
-    show.print_table(columns, rows, "no client was assigned")
+    rows = (*found.assignments, *_late_of_others(found))
+    show.print_table(columns, map(_ledger_row, rows), "no client was assigned")
+    if encoded := [one for one in rows if one.encoding not in ("", "fp32")]:
+        show.print_table(ENCODING_COLUMNS, map(_encoding_row, encoded), "")
 
 
 def _late_of_others(found: control_pb2.ShowRoundResponse) -> list[control_pb2.LedgerRow]:
     """The late updates of earlier rounds; one that was late in this round is there already."""
     return [one for one in found.late if one.round_number != found.round.number]
+
+
+def _encoding_row(one: control_pb2.LedgerRow) -> tuple[object, ...]:
+    """What an update's encoding saved and left out, and what it brought of earlier ones."""
+    size, whole = one.update_size_bytes, one.unencoded_size_bytes
+    return (
+        one.client,
+        one.encoding,
+        show.size(whole),
+        show.size(size),
+        f"{size / whole:.2%}" if whole else "",
+        f"{one.encoding_error:.2%}",
+        show.number(one.residual_norm),
+        f"{one.residual_age_rounds} rounds ago" if one.residual_norm else "",
+    )
 
 
 def _ledger_row(one: control_pb2.LedgerRow) -> tuple[object, ...]:

@@ -84,9 +84,9 @@ _log = logging.getLogger("headwater.serve")
 @click.option(
     "--minimum-bytes-per-second",
     type=click.FloatRange(0),
-    default=100.0,
+    default=10_000.0,
     show_default=True,
-    help="An upload that is slower for a minute is cut, and may begin again where it was.",
+    help="A transfer that is slower for a minute is cut, and may go on where it was; 0 for never.",
 )
 @click.option(
     "--keep-update-rounds",

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from coordinator.engine import directives
 from coordinator.engine.fold import Folded, fold_round
 from coordinator.engine.held_out import held_out_metrics
-from coordinator.engine.late import goes_on
+from coordinator.engine.late import goes_on, part_from_old
 from coordinator.engine.live import JobRun, LiveRound
 from coordinator.engine.measures import metric_series, round_metrics
 from coordinator.engine.policy import Progress, guarding
@@ -89,6 +89,7 @@ async def close_round(world: World, run: JobRun, reason: str) -> None:
     )
     run.round.record = record  # what follows may be repeated, and begins from here
     _part(world, run, fates or {}, going_on=goes_on(run, made_version=True))
+    part_from_old(world, run)
     await finish_round(world, run, record)
 
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
+from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.schedule import RoundRate, round_rate
 from headwater.v1 import fleet_pb2
 from storage.records import AssignmentState, RoundPurpose, RoundRecord
@@ -16,6 +16,7 @@ def assignment_message(
     left = (round_.deadline_at - now).total_seconds() if round_.deadline_at else 0.0
     evaluates = round_.purpose is RoundPurpose.EVALUATE
     due = "clients" in rounds.evaluate.on and (round_.number - 1) % rounds.evaluate.every == 0
+    encoding = live.record.update_encoding or "fp32"
     message = fleet_pb2.Assignment(
         assignment_id=live.record.id,
         job=run.record.reference,
@@ -32,7 +33,8 @@ def assignment_message(
         seed=live.record.seed,
         evaluate_before=evaluates or due,
         keep_optimizer_state=train.optimizer_state == "keep",
-        encoding=ENCODING,
+        encoding=encoding,
+        error_feedback=run.spec.updates.feeds_back(encoding) and not evaluates,
         deadline_seconds=max(left, 0.001) if round_.deadline_at else 0.0,
         lease_seconds=lease_seconds,
     )

@@ -5,7 +5,7 @@ import logging
 from functools import partial
 
 from coordinator.engine.job_loop import JobLoop
-from coordinator.engine.late import rejoin
+from coordinator.engine.late import part_from_all, rejoin
 from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.recovery import described, recover_run
 from coordinator.engine.world import World
@@ -155,7 +155,7 @@ class Engine:
         await self._loop.drive(run)
         if run.record.state not in UNFINISHED_JOBS:
             self.world.eligibility.forget(run.record.reference)  # also where an operator ended it
-            run.late.clear()
+            part_from_all(self.world, run)
             self.runs.pop(run.record.reference, None)
             self._tasks.pop(run.record.reference, None)
 

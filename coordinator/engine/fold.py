@@ -17,9 +17,10 @@ from coordinator.aggregation.staleness import discounted
 from coordinator.engine.live import JobRun
 from coordinator.engine.version_files import PreparedBlob, local_weights, prepared, state_before
 from coordinator.engine.world import World
+from headwater.encodings.names import encoding_named
 from headwater.errors import BlobError, UpdateError
 from headwater.layout import Layout, Weights
-from headwater.updates import StoredUpdate, encoding_named
+from headwater.updates import StoredUpdate
 from storage.blob_store import BlobStore
 from storage.records import AssignmentRecord, RoundRecord
 

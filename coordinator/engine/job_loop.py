@@ -135,6 +135,10 @@ class JobLoop:
         return await self._after_round(run)
 
     async def _begin(self, run: JobRun) -> float | None:
+        if run.abandoned_in_a_row >= ABANDONED_IN_A_ROW and run.record.state is JobState.RUNNING:
+            abandoned, run.abandoned_in_a_row = run.abandoned_in_a_row, 0
+            await self._pause(run, f"{abandoned} rounds in a row were abandoned")
+            return 0
         if run.record.state is JobState.PAUSED:
             run.turn = None
             return None
@@ -200,9 +204,6 @@ class JobLoop:
         return not evaluations or evaluations[0].base_version_id != run.record.latest_version_id
 
     async def _after_round(self, run: JobRun) -> float:
-        if run.abandoned_in_a_row >= ABANDONED_IN_A_ROW:
-            abandoned, run.abandoned_in_a_row = run.abandoned_in_a_row, 0
-            await self._pause(run, f"{abandoned} rounds in a row were abandoned")
         self.wake()
         return 0
 

@@ -7,11 +7,12 @@ it can be rebuilt from the ledger and from what a client says that it holds.
 from collections.abc import Mapping
 from functools import partial
 
+from coordinator.engine import directives
 from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.policy import lateness
 from coordinator.engine.world import World
 from storage import rounds as round_repository
-from storage.records import AssignmentRecord, AssignmentState, JobState, RoundPurpose
+from storage.records import AssignmentRecord, AssignmentState, JobState, RoundPurpose, RoundState
 
 
 def goes_on(run: JobRun, made_version: bool) -> bool:
@@ -21,6 +22,31 @@ def goes_on(run: JobRun, made_version: bool) -> bool:
     if record.state is JobState.CANCELLED or run.round.record.purpose is not RoundPurpose.TRAIN:
         return False
     return not lateness(run.spec.rounds, int(made_version), record.rounds_committed + made_version)
+
+
+def too_late(run: JobRun, base_version: int) -> str:
+    """Why no further round folds an update of this base; empty where the next one to close does."""
+    record = run.record
+    is_closing = run.round is not None and run.round.record.state is RoundState.CLOSING
+    staleness = record.latest_version + is_closing - base_version
+    return lateness(run.spec.rounds, staleness, record.rounds_committed + is_closing)
+
+
+def part_from_old(world: World, run: JobRun) -> None:
+    """Await no late update any more that became too old while its client was at work."""
+    for at, live in list(run.late.items()):
+        if reason := too_late(run, live.base_version):
+            del run.late[at]
+            if (attendee := world.attendance.get(live.record.client_id)) is not None:
+                attendee.push(directives.cancel_message(at, reason))
+
+
+def part_from_all(world: World, run: JobRun) -> None:
+    """The job has ended: nothing of it is awaited any more."""
+    for at, live in run.late.items():
+        if (attendee := world.attendance.get(live.record.client_id)) is not None:
+            attendee.push(directives.cancel_message(at, run.record.state_reason))
+    run.late.clear()
 
 
 async def rejoin(
@@ -37,11 +63,18 @@ async def rejoin(
     run = runs.get(step.job_reference)
     if run is None or step.purpose is not RoundPurpose.TRAIN:
         return None
-    staleness = run.record.latest_version - step.base_version
-    if lateness(run.spec.rounds, staleness, run.record.rounds_committed):
+    if too_late(run, step.base_version):
         return None
     live = run.late.setdefault(
-        record.id, LiveAssignment(record, record.state, 0.0, step.base_weights_digest)
+        record.id,
+        LiveAssignment(
+            record,
+            record.state,
+            0.0,
+            step.base_weights_digest,
+            step.base_version,
+            bytes_down=record.bytes_down,
+        ),
     )
     live.lease_ends = world.clock.monotonic() + world.lease_seconds
     return run, live

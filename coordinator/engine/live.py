@@ -23,19 +23,18 @@ from storage.transitions import UNFINISHED_ASSIGNMENTS
 BARRED_SECONDS = 60.0
 """How long a job leaves out a client that did not do its last assignment."""
 
-ENCODING = "fp32"
-"""The update encoding that assignments ask for."""
-
 
 @dataclass(eq=False)
 class LiveAssignment:
     """A ledger row in the making: `lease_ends` is a time of the monotonic clock, `offer` what its
-    client announced last, `base_weights_digest` the weights that it trains from."""
+    client announced last, `base_weights_digest` the weights that it trains from, of the job's
+    version `base_version`."""
 
     record: AssignmentRecord
     state: AssignmentState
     lease_ends: float
     base_weights_digest: str
+    base_version: int
     instance_id: str = ""
     bytes_down: int = 0
     offer: fleet_pb2.OfferRequest | None = None

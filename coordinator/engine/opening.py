@@ -10,12 +10,14 @@ from sqlalchemy.orm import Session
 
 from coordinator.engine import directives
 from coordinator.engine.candidates import candidates
-from coordinator.engine.live import ENCODING, JobRun
+from coordinator.engine.encoding_choice import encoding_of
+from coordinator.engine.live import JobRun
 from coordinator.engine.policy import Opening, opening
 from coordinator.engine.rounds import live_round, log_fields, send_assignment, wait_for
 from coordinator.engine.seeds import derived_seed
 from coordinator.engine.selection import Candidate, ineligibility, select
 from coordinator.engine.world import World
+from coordinator.jobs.job_spec import AUTO
 from headwater.errors import ConflictError
 from storage import clients as client_repository
 from storage import jobs as job_repository
@@ -47,7 +49,8 @@ def survey(world: World, run: JobRun, busy: Mapping[str, str]) -> Survey:
     """Look at the attending clients; `busy` names the job that a client works for."""
     everyone = candidates(world.attendance, run, busy, world.clock.monotonic())
     reasons = {
-        one.client_id: ineligibility(one, run.spec.dataset, run.where, ENCODING) for one in everyone
+        one.client_id: ineligibility(one, run.spec.dataset, run.where, run.spec.updates.encoding)
+        for one in everyone
     }
     eligible = [one for one in everyone if not reasons[one.client_id]]
     decision = opening(run.spec.rounds, len(eligible), len(everyone))
@@ -74,7 +77,7 @@ async def open_round(
             run=run,
             number=number,
             purpose=purpose,
-            client_ids=[one.client_id for one in chosen],
+            chosen=chosen,
             not_selected={reason: unused.count(reason) for reason in unused},
             now=world.clock.now(),
         )
@@ -112,7 +115,7 @@ def _write_opening(
     run: JobRun,
     number: int,
     purpose: RoundPurpose,
-    client_ids: Sequence[str],
+    chosen: Sequence[Candidate],
     not_selected: Mapping[str, int],
     now: datetime,
 ) -> RoundRecord:
@@ -133,8 +136,9 @@ def _write_opening(
             now=now,
         )
     indices = round_repository.participant_indices(
-        session, job_id=run.record.id, client_ids=client_ids, now=now
+        session, job_id=run.record.id, client_ids=[one.client_id for one in chosen], now=now
     )
+    encodings = _encodings(session, run, chosen)
     return round_repository.open_round(
         session,
         job_id=run.record.id,
@@ -145,12 +149,34 @@ def _write_opening(
         quorum=run.spec.rounds.quorum,
         deadline_at=now + timedelta(seconds=run.spec.rounds.deadline_seconds),
         offers=[
-            Offer(client, derived_seed(run.record.seed, "assignment", number, index))
+            Offer(
+                client,
+                derived_seed(run.record.seed, "assignment", number, index),
+                encodings[client],
+            )
             for client, index in indices.items()
         ],
         not_selected=not_selected,
         now=now,
     )
+
+
+def _encodings(session: Session, run: JobRun, chosen: Sequence[Candidate]) -> dict[str, str]:
+    """The encoding of each client's update, by its link where the job leaves it open."""
+    wanted, speeds = run.spec.updates.encoding, {}
+    if wanted == AUTO:
+        client_ids = [one.client_id for one in chosen]
+        speeds = client_repository.upload_speeds(session, client_ids=client_ids)
+    return {
+        one.client_id: encoding_of(
+            wanted,
+            one.encodings,
+            run.layout,
+            speeds.get(one.client_id),
+            run.spec.rounds.deadline_seconds,
+        ).encoding
+        for one in chosen
+    }
 
 
 async def _note_ineligible(

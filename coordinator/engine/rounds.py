@@ -22,7 +22,12 @@ def live_round(world: World, record: RoundRecord, extensions: int = 0) -> LiveRo
         record,
         {
             one.id: LiveAssignment(
-                one, one.state, lease_ends, record.base_weights_digest, bytes_down=one.bytes_down
+                one,
+                one.state,
+                lease_ends,
+                record.base_weights_digest,
+                record.base_version,
+                bytes_down=one.bytes_down,
             )
             for one in record.assignments
         },

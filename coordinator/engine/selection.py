@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.engine.seeds import derived_seed
+from coordinator.jobs.job_spec import AUTO
 from coordinator.jobs.where import Where
+from headwater.encodings.names import parts_of
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ def ineligibility(candidate: Candidate, dataset: str, where: Where, encoding: st
         return f"it has no data set {dataset!r} (bound: {bound})"
     if candidate.example_counts[dataset] == 0:
         return f"its data set {dataset!r} is empty"
-    if encoding not in candidate.encodings:
-        return f"it does not know the update encoding {encoding}"
+    needed = parts_of("fp32" if encoding == AUTO else encoding)
+    if unknown := needed - candidate.encodings:
+        return f"it does not know the update encoding {encoding}: no {', '.join(sorted(unknown))}"
     matches, reason = where.matches(candidate.attributes)
     if not matches:
         return f"where: {reason}"

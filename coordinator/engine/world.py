@@ -29,7 +29,7 @@ class World:
     `spool` is where arriving bytes lie until they are blobs, on the blobs' file system. `held_out`
     binds data set names to the coordinator's own data. `threads` is what a fold and an evaluation
     may use. `lease_seconds` is the silence after which an assignment is given up. An
-    upload that is slower than `minimum_bytes_per_second` for a minute is cut.
+    transfer that is slower than `minimum_bytes_per_second` is cut (`coordinator.services.pace`).
     """
 
     database: Database
@@ -40,7 +40,7 @@ class World:
     held_out: Mapping[str, str]
     threads: int
     lease_seconds: float
-    minimum_bytes_per_second: float = 100.0
+    minimum_bytes_per_second: float = 10_000.0
     eligibility: Eligibility = field(default_factory=Eligibility)
     workers: ThreadPoolExecutor = field(default_factory=partial(_pool, "disk"))
     computers: ThreadPoolExecutor = field(default_factory=partial(_pool, "round"))

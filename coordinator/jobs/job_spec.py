@@ -17,7 +17,11 @@ from coordinator.jobs.tensor import TENSOR_NAME, Tensor, signatures
 from coordinator.jobs.train_spec import Train
 from coordinator.jobs.where import parse_where
 from headwater.batch import TensorSignature
-from headwater.errors import JobFileError
+from headwater.encodings.names import encoding_named, parts_of
+from headwater.errors import JobFileError, UpdateError
+
+AUTO = "auto"
+"""The encoding of updates that the coordinator chooses for each client."""
 
 _SLUG = Pattern(
     r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
@@ -64,6 +68,16 @@ def _metrics_fault(metrics: tuple[str, ...]) -> str | None:
     for name in ("loss", "learning_rate"):
         if name in names:
             return f'"{name}" is recorded anyhow and no metric'
+    return None
+
+
+def _encoding_fault(name: str) -> str | None:
+    if name == AUTO:
+        return None
+    try:
+        encoding_named(name)
+    except UpdateError as error:
+        return str(error)
     return None
 
 
@@ -333,6 +347,30 @@ class Clients:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Updates:
+    """How a client's update becomes bytes."""
+
+    encoding: str = key(
+        'How the changes of trainable tensors are written: "fp32", "bf16", "int8", "int4", or '
+        '"topk:FRACTION" for the largest alone (with ":int8" their values in 8 bits), each with '
+        '"+zstd" compressed; "auto" for what each client\'s link carries in a tenth of the '
+        "deadline. Buffers always travel exact.",
+        value="fp32",
+        check=_encoding_fault,
+    )
+    error_feedback: bool | None = key(
+        "Whether a client adds what the encoding of its last update left out to its next one.",
+        value=None,
+        default="true for int4 and topk",
+    )
+
+    def feeds_back(self, encoding: str) -> bool:
+        """Whether clients keep what this encoding leaves out: coarse ones fail without it."""
+        is_coarse = not parts_of(encoding).isdisjoint({"int4", "topk"})
+        return is_coarse if self.error_feedback is None else self.error_feedback
+
+
+@dataclass(frozen=True, kw_only=True)
 class Retention:
     """What is kept of a job beside its history and its models."""
 
@@ -358,6 +396,7 @@ class JobSpec:
     train: Train = key("What a client does in one round.")
     rounds: Rounds = key("How many rounds there are, who takes part and when one closes.")
     aggregation: Aggregation = key("How a round's updates become one model.", factory=Aggregation)
+    updates: Updates = key("How a client's update becomes bytes.", factory=Updates)
     clients: Clients = key("Which clients may take part.", factory=Clients)
     retention: Retention = key("What is kept of the job, and how long.", factory=Retention)
 

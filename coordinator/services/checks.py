@@ -47,6 +47,7 @@ def checked_hello(hello: fleet_pb2.Hello) -> None:
         ("tags", hello.tags),
         ("datasets", hello.datasets),
         ("encodings", hello.encodings),
+        ("awaited_assignment_ids", hello.awaited_assignment_ids),
     ):
         if len(entries) > _ENTRIES:
             raise UsageError(f"{field} has {len(entries)} entries; at most {_ENTRIES} are allowed")

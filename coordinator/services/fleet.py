@@ -19,7 +19,7 @@ from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import checked_digest, checked_hello, printable
 from coordinator.services.pace import watched
-from coordinator.services.uploads import Uploads, has_accepted, is_late, wanted
+from coordinator.services.uploads import Uploads, is_held, is_late, wanted
 from headwater.errors import (
     BlobError,
     ConflictError,
@@ -34,6 +34,7 @@ from storage import clients as client_repository
 from storage import rounds as round_repository
 from storage.blob_store import BlobStore
 from storage.records import AssignmentState
+from storage.transitions import UNFINISHED_ASSIGNMENTS
 
 _log = logging.getLogger("headwater.fleet")
 
@@ -67,6 +68,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         reader = asyncio.create_task(self._read(attendee, requests))
         try:
             yield _welcome(attendee)
+            await self._send_awaited(attendee)  # before work that would take what they decide
             await self._send_owed(attendee)
             self._engine.wake()
             while (message := await attendee.outbox.get()) is not None:
@@ -152,9 +154,20 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             )
         )
         attendee = Attendee(hello.client_id, hello.instance_id, record.name, hello.hostname, hello)
+        await self._take_up(hello)
         attendance.enter(attendee)
         _log.info("client %s attends", record.name, extra={"client": record.name})
         return attendee
+
+    async def _take_up(self, hello: fleet_pb2.Hello) -> None:
+        """Await the late update that a client holds, before it attends and can be drawn anew."""
+        if not hello.held_assignment_id:
+            return
+        read = partial(round_repository.assignment, assignment_id=hello.held_assignment_id)
+        with suppress(NotFoundError):
+            record = await self._world.database.read(read)
+            if record.client_id == hello.client_id:
+                await self._engine.rejoin(record)
 
     async def _report_shared_identity(self, hello: fleet_pb2.Hello, rival: Attendee) -> None:
         message = (
@@ -206,7 +219,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 await self._hear_end(attendee, *found, said.reason, state)
         except ConflictError:
             # The round may end while what is said of it is being written: that is nobody's mistake.
-            if wanted(*found):
+            if found[1].pending and wanted(*found):
                 raise
 
     async def _hear_progress(self, live: LiveAssignment, progress: fleet_pb2.Progress) -> None:
@@ -263,6 +276,25 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         if (outcome := await self._outcome(attendee.client_id, held)) is not None:
             attendee.push(outcome)
 
+    async def _send_awaited(self, attendee: Attendee) -> None:
+        """Push the fates that it awaits, where they are known: those of ended rounds."""
+        hello = attendee.hello
+        for assignment_id in hello.awaited_assignment_ids:
+            held = assignment_id == hello.held_assignment_id
+            if held or self._awaits_fold(attendee.client_id, assignment_id):
+                continue
+            try:
+                read = partial(round_repository.assignment, assignment_id=assignment_id)
+                record = await self._world.database.read(read)
+            except NotFoundError:
+                continue
+            if record.client_id != attendee.client_id or record.state in UNFINISHED_ASSIGNMENTS:
+                continue
+            # A late one that is held counts as folded from its receipt on.
+            is_late = record.state is AssignmentState.LATE and is_held(record)
+            folded = is_late or record.weight is not None
+            attendee.push(fate_message(record.id, record.state, record.reason, folded=folded))
+
     def _awaits_fold(self, client_id: str, assignment_id: int) -> bool:
         """Whether its update is accepted and its round goes on: its fate is told when that ends."""
         try:
@@ -281,7 +313,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         if record is None or record.client_id != client_id:
             reason = "this coordinator has no such assignment of this client"
             return cancel_message(assignment_id, reason)
-        if record.state is AssignmentState.LATE and has_accepted(record, record.update_digest):
+        if record.state is AssignmentState.LATE and is_held(record):
             return None  # it offers the update again, and learns then that it is held
         if record.state in _ENDED_BY_THEIR_CLIENT:
             folded = record.weight is not None

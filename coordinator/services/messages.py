@@ -90,6 +90,11 @@ def ledger_message(one: AssignmentRecord, job: str) -> control_pb2.LedgerRow:
         upload_seconds=one.upload_seconds or 0.0,
         update_digest=one.update_digest or "",
         encoding=one.update_encoding or "",
+        update_size_bytes=one.update_size_bytes or 0,
+        unencoded_size_bytes=one.unencoded_size_bytes or 0,
+        encoding_error=one.encoding_error or 0.0,
+        residual_norm=one.residual_norm or 0.0,
+        residual_age_rounds=one.residual_age_rounds or 0,
         offered_at=_timestamp(one.offered_at),
         ended_at=_timestamp(one.finished_at) if finished else None,
     )

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from coordinator.engine.live import ENCODING, JobRun, LiveAssignment
+from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.services.checks import is_digest
+from headwater.encodings.names import encoding_named
 from headwater.errors import UpdateError
-from headwater.updates import encoding_named, maximum_update_bytes
+from headwater.updates import maximum_update_bytes
 from headwater.v1 import fleet_pb2
 from storage.records import RoundPurpose
 
@@ -31,8 +32,9 @@ def offer_fault(run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferReque
         return fault
     if evaluates(run, live):
         return "it has an update; an evaluation brings metrics alone" if request.digest else ""
-    if request.encoding != ENCODING:
-        return f"it is encoded as {request.encoding!r}; {ENCODING} was asked for"
+    encoding = live.record.update_encoding or "fp32"
+    if request.encoding != encoding:
+        return f"it is encoded as {request.encoding[:80]!r}; {encoding} was asked for"
     if not is_digest(request.digest):
         return f"its digest is {request.digest[:80]!r}, not 64 hexadecimal digits"
     largest = maximum_update_bytes(run.layout, encoding_named(request.encoding))
@@ -70,6 +72,9 @@ def summary_fault(summary: fleet_pb2.UpdateSummary) -> str:
         seconds = getattr(summary, name)
         if not 0 <= seconds < SECONDS_LIMIT:
             return f"it claims {seconds} {name}"
+    for name in ("encoding_error", "residual_norm", "residual_age_rounds"):
+        if not 0 <= getattr(summary, name) <= METRIC_LIMIT:
+            return f"it claims an {name} of {getattr(summary, name)}"
     return ""
 
 

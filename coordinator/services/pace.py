@@ -7,15 +7,28 @@ from contextlib import asynccontextmanager
 from coordinator.engine.clock import Clock
 
 PACE_SECONDS = 60.0
-"""Over which a stream must keep its least pace."""
+"""Over which a stream must keep its least pace, or longer: see `pace_seconds`."""
+
+MESSAGE_BYTES = 2**20
+"""The largest message of a stream. Its bytes count when the whole of it has moved."""
+
+
+def pace_seconds(bytes_per_second: float) -> float:
+    """Over which a stream is judged: long enough for two messages of the least pace."""
+    return max(PACE_SECONDS, 2 * MESSAGE_BYTES / bytes_per_second)
 
 
 async def too_slow(clock: Clock, bytes_per_second: float, moved_bytes: Callable[[], int]) -> None:
-    """Return once fewer bytes than these have moved within a minute."""
-    before = moved_bytes()
+    """Return once fewer bytes have moved than this pace moves; never for a pace of 0.
+
+    A message under way may hide as many bytes as the largest has.
+    """
+    if not bytes_per_second:
+        await asyncio.Event().wait()
+    seconds, before = pace_seconds(bytes_per_second), moved_bytes()
     while True:
-        await clock.wait(asyncio.Event(), PACE_SECONDS)
-        if moved_bytes() - before < bytes_per_second * PACE_SECONDS:
+        await clock.wait(asyncio.Event(), seconds)
+        if moved_bytes() - before < bytes_per_second * seconds - MESSAGE_BYTES:
             return
         before = moved_bytes()
 

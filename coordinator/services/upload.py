@@ -14,12 +14,12 @@ import numpy as np
 
 from coordinator.services.write_behind import WriteBehind
 from headwater import durable_files
+from headwater.encodings.encoding import Encoding
 from headwater.errors import StorageError, UpdateError
 from headwater.layout import Layout
 from headwater.updates import (
     FRAME_HEADER,
     Block,
-    Encoding,
     Section,
     blocks_of,
     decode_block,

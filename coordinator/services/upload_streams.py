@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from coordinator.engine.clock import Clock
-from coordinator.services.pace import PACE_SECONDS, too_slow
+from coordinator.services.pace import pace_seconds, too_slow
 from headwater.errors import ConflictError, HeadwaterError, UnavailableError
 
 T = TypeVar("T")
@@ -64,8 +64,8 @@ class Stream:
         await too_slow(clock, bytes_per_second, lambda: self.received_bytes)
         self.cut(
             UnavailableError(
-                f"fewer than {bytes_per_second:g} bytes a second came in {PACE_SECONDS:g} "
-                "seconds: offer it again"
+                f"fewer than {bytes_per_second:g} bytes a second came in "
+                f"{pace_seconds(bytes_per_second):g} seconds: offer it again"
             )
         )
 

@@ -16,6 +16,7 @@ from coordinator.services.quarantine import quarantine
 from coordinator.services.spool import upload_path
 from coordinator.services.upload import Upload
 from coordinator.services.upload_streams import Stream, UploadStreams
+from headwater.encodings.names import EXACT, encoding_named
 from headwater.errors import (
     ConflictError,
     NotFoundError,
@@ -23,7 +24,7 @@ from headwater.errors import (
     UnavailableError,
     UpdateError,
 )
-from headwater.updates import encoding_named
+from headwater.updates import maximum_update_bytes
 from headwater.v1 import fleet_pb2
 from storage import late as late_repository
 from storage import rounds as round_repository
@@ -75,13 +76,14 @@ class Uploads:
             UpdateError: the announced size, encoding or example count cannot be right; the
                 assignment is rejected.
         """
-        if live.state is AssignmentState.ACCEPTED:
+        if live.state in (AssignmentState.ACCEPTED, AssignmentState.LATE):
             return await self.after_the_round(request)
         if not wanted(run, live):
             may_fold = live.state is AssignmentState.EXPIRED and run.spec.rounds.late == "fold"
             return await self.after_the_round(request) if may_fold else _not_needed(TOO_LATE)
         if stale(live, request):
-            send_assignment(self._world, run, live)
+            if run.late.pop(live.record.id, None) is None:
+                send_assignment(self._world, run, live)
             return _not_needed("it is a change of other weights than this assignment's")
         fault = offer_fault(run, live, request)
         if fault:
@@ -177,6 +179,7 @@ class Uploads:
                 raise ConflictError(f"send the update from byte {upload.offset_bytes}")
             async for request in messages:
                 if not wanted(run, live):
+                    _check_offers_again(run, live)
                     await self._world.work(upload.discard)
                     return _turned_away(header)
                 live.lease_ends = self._world.clock.monotonic() + self._world.lease_seconds
@@ -195,39 +198,53 @@ class Uploads:
                 await self._world.work(upload.pause)
             raise
         seconds = self._world.clock.monotonic() - began
+        accept = partial(self._accept, run, live, offer, upload.norm, upload.offset_bytes, seconds)
         try:
-            return await self._accept(run, live, offer, upload.norm, upload.offset_bytes, seconds)
-        except ConflictError:
+            return await accept()
+        except ConflictError:  # the round closed while the update became durable
+            if is_late(run, live):
+                return await accept()
             if wanted(run, live):
                 raise
-            return _turned_away(header)  # the round closed while the update became durable
+            return _turned_away(header)
 
     async def _invite(
         self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
     ) -> fleet_pb2.OfferResponse:
         async with self._streams.turn(live.record.id, Stream()):
-            if not (live.pending or is_late(run, live)):
-                return await self.after_the_round(request)  # the stream before had just ended
-            live.offer = request
-            try:
-                await self._world.database.write(
-                    partial(
-                        round_repository.advance_assignment,
-                        assignment_id=live.record.id,
-                        state=live.state if is_late(run, live) else AssignmentState.UPLOADING,
-                        update_digest=request.digest,
-                        now=self._world.clock.now(),
-                    )
-                )
-            except ConflictError:
-                return await self._catch_up(run, live, request)
-            if not is_late(run, live):
-                live.state = AssignmentState.UPLOADING
-            from_byte = 0
-            if self._path(live.record.id, request.digest).exists():
-                upload = await self._world.work(self._open, run, live.record.id, request)
-                from_byte = upload.offset_bytes
-                upload.pause()
+            if live.pending or is_late(run, live):  # else the stream before had just ended
+                try:
+                    return await self._awaited(run, live, request)
+                except ConflictError:
+                    await self._catch_up(run, live)
+        # Outside of the turn: what is taken up again takes one of its own.
+        return await self.after_the_round(request)
+
+    async def _awaited(
+        self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
+    ) -> fleet_pb2.OfferResponse:
+        """Write that an update is on its way, and say from which byte on it is wanted.
+
+        Raises:
+            ConflictError: its assignment has ended.
+        """
+        live.offer = request
+        await self._world.database.write(
+            partial(
+                round_repository.advance_assignment,
+                assignment_id=live.record.id,
+                state=live.state if is_late(run, live) else AssignmentState.UPLOADING,
+                update_digest=request.digest,
+                now=self._world.clock.now(),
+            )
+        )
+        if not is_late(run, live):
+            live.state = AssignmentState.UPLOADING
+        from_byte = 0
+        if self._path(live.record.id, request.digest).exists():
+            upload = await self._world.work(self._open, run, live.record.id, request)
+            from_byte = upload.offset_bytes
+            upload.pause()
         return fleet_pb2.OfferResponse(verdict=fleet_pb2.OFFER_VERDICT_SEND, from_byte=from_byte)
 
     async def _measured(
@@ -237,16 +254,14 @@ class Uploads:
         try:
             return _have_it(await self._accept(run, live, request, 0.0, 0))
         except ConflictError:
-            return await self._catch_up(run, live, request)
+            await self._catch_up(run, live)
+            return await self.after_the_round(request)
 
-    async def _catch_up(
-        self, run: JobRun, live: LiveAssignment, request: fleet_pb2.OfferRequest
-    ) -> fleet_pb2.OfferResponse:
+    async def _catch_up(self, run: JobRun, live: LiveAssignment) -> None:
         """The assignment has ended in the database and not in memory: that one is right."""
-        record = await self._recorded(live.record.id, request.client_id)
+        record = await self._recorded(live.record.id, live.record.client_id)
         live.state = record.state
         run.changed.set()
-        return await self.after_the_round(request)
 
     async def _recorded(self, assignment_id: int, client_id: str) -> AssignmentRecord:
         """A client's assignment from the ledger; raises NotFoundError."""
@@ -289,6 +304,10 @@ class Uploads:
             metrics_before=dict(offer.summary.metrics_before),
             metrics_after=dict(offer.summary.metrics_after),
             update_norm=norm,
+            unencoded_size_bytes=maximum_update_bytes(run.layout, EXACT) if offer.digest else None,
+            encoding_error=offer.summary.encoding_error if offer.digest else None,
+            residual_norm=offer.summary.residual_norm if offer.digest else None,
+            residual_age_rounds=offer.summary.residual_age_rounds if offer.digest else None,
             fetch_seconds=offer.summary.fetch_seconds,
             train_seconds=offer.summary.train_seconds,
             upload_seconds=upload_seconds,
@@ -352,6 +371,13 @@ def _payload_bytes(request: fleet_pb2.SubmitRequest) -> int:
     return len(request.frame.payload)
 
 
+def _check_offers_again(run: JobRun, live: LiveAssignment) -> None:
+    """Raises ConflictError where its lease ran out, and the next offer takes it up again as late:
+    what has come of it is kept for that."""
+    if live.state is AssignmentState.EXPIRED and run.spec.rounds.late == "fold":
+        raise ConflictError("the assignment expired while its update came: offer it again")
+
+
 def is_late(run: JobRun, live: LiveAssignment) -> bool:
     """Whether the assignment's round has ended, and the next one takes its update."""
     return live.record.id in run.late
@@ -365,11 +391,15 @@ def wanted(run: JobRun, live: LiveAssignment) -> bool:
     return is_open and live.pending
 
 
-def has_accepted(record: AssignmentRecord, digest: str | None) -> bool:
-    """Whether this update is the one that is held; an evaluation's digest is empty."""
+def is_held(record: AssignmentRecord) -> bool:
+    """Whether the assignment's update, or evaluation, was acknowledged."""
     kept = record.state is AssignmentState.LATE and record.update_size_bytes is not None
-    is_held = record.state is AssignmentState.ACCEPTED or kept
-    return is_held and (record.update_digest or "") == (digest or "")
+    return record.state is AssignmentState.ACCEPTED or kept
+
+
+def has_accepted(record: AssignmentRecord, digest: str) -> bool:
+    """Whether this update is the one that is held; an evaluation's digest is empty."""
+    return is_held(record) and (record.update_digest or "") == digest
 
 
 def receipt_of(record: AssignmentRecord) -> fleet_pb2.Receipt:

@@ -3,7 +3,8 @@
 An update is the change of the trainable tensors and of the floating buffers, and the new value of
 the integer buffers (which are never averaged, so a change would say nothing). The three sections
 are cut into blocks of `BLOCK_ELEMENTS`; no block spans two sections, so that only trainable values
-ever meet a lossy encoding. The stored form is one frame for each block:
+ever meet a lossy encoding (`headwater.encodings`) and buffers travel exact. The stored form is one
+frame for each block:
 
     payload size (uint32) | CRC-32 of the payload (uint32) | payload        all little-endian
 
@@ -17,13 +18,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headwater.encodings.encoding import Encoding, of_size
+from headwater.encodings.names import EXACT
 from headwater.errors import UpdateError
-from headwater.layout import BLOCK_ELEMENTS, Layout, Weights
+from headwater.layout import BLOCK_ELEMENTS, Layout
 
 FRAME_HEADER = struct.Struct("<II")
 
@@ -48,50 +51,6 @@ class Block:
     def place(self) -> slice:
         """Where the block lies in its vector."""
         return slice(self.start, self.start + self.count)
-
-
-class Encoding(Protocol):
-    """How one block of trainable changes becomes bytes; every block decodes by itself."""
-
-    name: str
-
-    def encode(self, change: NDArray[np.float32]) -> bytes:
-        """The payload of a block of float32 changes."""
-
-    def decode(self, payload: memoryview, count: int) -> NDArray[np.float32]:
-        """The float32 changes; raises UpdateError where the payload is not such a block."""
-
-    def maximum_bytes(self, count: int) -> int:
-        """The largest payload of a block of `count` values."""
-
-
-class Exact:
-    """`fp32`: the values as they are, little-endian; no error, 4 bytes a value."""
-
-    name = "fp32"
-
-    def encode(self, change: NDArray[np.float32]) -> bytes:
-        """The raw values."""
-        return change.astype("<f4", copy=False).tobytes()
-
-    def decode(self, payload: memoryview, count: int) -> NDArray[np.float32]:
-        """A view of the raw values."""
-        return np.frombuffer(_of_size(payload, 4 * count), "<f4")
-
-    def maximum_bytes(self, count: int) -> int:
-        """Four bytes a value."""
-        return 4 * count
-
-
-ENCODINGS: dict[str, Encoding] = {"fp32": Exact()}
-"""The encodings that this program can read and write, by their names on the wire."""
-
-
-def encoding_named(name: str) -> Encoding:
-    """The encoding of that name; raises UpdateError where this program does not know it."""
-    if name not in ENCODINGS:
-        raise UpdateError(f"unknown update encoding {name!r}; known: {', '.join(ENCODINGS)}")
-    return ENCODINGS[name]
 
 
 def blocks_of(layout: Layout) -> tuple[Block, ...]:
@@ -127,32 +86,13 @@ def frame(payload: bytes) -> bytes:
     return FRAME_HEADER.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def encode_update(
-    base: Weights, trained: Weights, layout: Layout, encoding: Encoding
-) -> Iterator[bytes]:
-    """The frames of the update that leads from `base` to `trained`, one for each block.
-
-    Raises:
-        UpdateError: a trained value is not finite; the update must not be sent.
-    """
-    for block in blocks_of(layout):
-        if block.section is Section.INTEGERS:
-            yield frame(trained.integers[block.place].astype("<i8", copy=False).tobytes())
-            continue
-        change = trained.floats[block.place] - base.floats[block.place]
-        if not np.isfinite(change).all():
-            raise UpdateError("training ended with values that are not finite (NaN or infinity)")
-        kept = encoding if block.section is Section.TRAINABLE else ENCODINGS["fp32"]
-        yield frame(kept.encode(change))
-
-
 def decode_block(block: Block, payload: memoryview, encoding: Encoding) -> NDArray[np.float32]:
     """The float32 change of a block of the float vector.
 
     Raises:
         UpdateError: the payload is not such a block, or a value is not finite.
     """
-    kept = encoding if block.section is Section.TRAINABLE else ENCODINGS["fp32"]
+    kept = encoding if block.section is Section.TRAINABLE else EXACT
     change = kept.decode(payload, block.count)
     if not np.isfinite(change).all():
         at = int(np.flatnonzero(~np.isfinite(change))[0]) + block.start
@@ -162,7 +102,7 @@ def decode_block(block: Block, payload: memoryview, encoding: Encoding) -> NDArr
 
 def decode_integers(block: Block, payload: memoryview) -> NDArray[np.int64]:
     """The new values of a block of integer buffers; raises UpdateError on a wrong size."""
-    return np.frombuffer(_of_size(payload, 8 * block.count), "<i8")
+    return np.frombuffer(of_size(payload, 8 * block.count), "<i8")
 
 
 def verified_frames(file: BinaryIO, blocks: tuple[Block, ...]) -> Iterator[bytes]:
@@ -225,9 +165,3 @@ class StoredUpdate:
             at += size
         if at != total:
             raise UpdateError(f"update {name} has {total - at} bytes after its last block")
-
-
-def _of_size(payload: memoryview, size_bytes: int) -> memoryview:
-    if len(payload) != size_bytes:
-        raise UpdateError(f"a block has {len(payload)} bytes; its values need {size_bytes}")
-    return payload

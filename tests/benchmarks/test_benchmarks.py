@@ -36,6 +36,15 @@ def lines_of(name: str, *options: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+def test_every_encoding_stands_beside_a_copy() -> None:
+    cases = {line["encoding"]: line for line in lines_of("codecs.py", "--repeats", "1")}
+    assert cases["fp32"]["share"] == 1 and cases["fp32"]["error"] == 0
+    assert 0.19 < cases["int8+zstd"]["share"] < cases["int8"]["share"] < 0.26
+    assert cases["topk:0.01"]["share"] < 0.01
+    assert all(line["encode"] > 0 and line["decode"] > 0 < line["copy"] for line in cases.values())
+
+
+@pytest.mark.slow
 def test_the_overhead_of_a_round_stands_beside_a_bare_exchange() -> None:
     (case,) = lines_of("round_overhead.py", *SMALL)
     assert (case["clients"], case["rounds"]) == (2, 2)

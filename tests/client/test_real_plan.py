@@ -12,8 +12,9 @@ from edge_client.seeds import seed_of_epoch, seed_of_step
 from edge_client.session import Session
 from edge_client.settings import Settings
 from edge_client.state import StateDirectory
+from headwater.encodings.names import encoding_named
 from headwater.sources import open_source
-from headwater.updates import StoredUpdate, encoding_named
+from headwater.updates import StoredUpdate
 from headwater.v1 import fleet_pb2 as pb
 from tests.client.fake_fleet import FakeFleet
 from tests.client.fakes import CLIENT_ID, running

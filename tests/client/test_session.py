@@ -13,9 +13,10 @@ import pytest
 
 from edge_client.seeds import seed_of_epoch, seed_of_step
 from headwater import steps
+from headwater.encodings.names import PARTS, encoding_named
 from headwater.errors import ConflictError, DiskFullError, NotFoundError
 from headwater.manifest import BatchCost
-from headwater.updates import StoredUpdate, encoding_named
+from headwater.updates import StoredUpdate
 from headwater.v1 import fleet_pb2 as pb
 from tests.client.fake_fleet import FakeFleet, frame_bytes, have_it
 from tests.client.fakes import CLIENT_ID, Device, TinyJob
@@ -30,7 +31,7 @@ async def test_a_round_from_hello_to_fate(fleet: FakeFleet, device: Device, tmp_
     assert [(item.name, item.example_count) for item in hello.datasets] == [("ones", -1)]
     assert hello.profile.runtime == "onnxruntime"
     assert hello.profile.memory_bytes > 0
-    assert list(hello.encodings) == ["fp32"]
+    assert list(hello.encodings) == list(PARTS)
 
     fleet.push(assignment=job.assignment(1, evaluate_before=True))
     offer = await fleet.next("offer")

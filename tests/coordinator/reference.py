@@ -17,9 +17,10 @@ from coordinator.aggregation.server_optimizer import ServerState, ServerStep, fi
 from coordinator.aggregation.soundness import fault_of
 from coordinator.aggregation.staleness import discounted
 from coordinator.jobs.job_spec import JobSpec
+from headwater.encodings.names import EXACT
 from headwater.layout import Layout, Weights
 from headwater.safetensors import weights_chunks
-from headwater.updates import ENCODINGS, StoredUpdate
+from headwater.updates import StoredUpdate
 from storage.records import AssignmentState as A
 from storage.records import JobState as J
 from storage.records import RoundState as R
@@ -260,7 +261,7 @@ class Reference:
 
     def _contribution(self, row: Row) -> Contribution:
         digest = row["update_digest"]
-        update = StoredUpdate(self._copies / digest, self._layout, ENCODINGS["fp32"])
+        update = StoredUpdate(self._copies / digest, self._layout, EXACT)
         return Contribution(digest, discounted(row["examples"], row["staleness"]), update)
 
     def _rows(self, table: str, **equal: object) -> list[sqlite3.Row]:

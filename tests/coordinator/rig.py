@@ -211,6 +211,8 @@ class Rig:
 
     async def stop(self) -> None:
         await self.engine.stop()
+        # A write under way goes on: the next coordinator on this database begins after it.
+        await self.world.database.write(lambda session: None)
         self.world.end()
 
 

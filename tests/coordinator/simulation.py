@@ -245,7 +245,9 @@ class Simulation:
                 one.cancel()
             self._rest()
             for one in tasks:
-                one.cancelled() or one.exception()  # nobody is left to ask
+                # One that still has a file to close ends in the next turn.
+                if one.done() and not one.cancelled():
+                    one.exception()  # nobody is left to ask
         self.pending.drop()
 
     def _rest(self) -> None:

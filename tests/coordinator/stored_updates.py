@@ -7,10 +7,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from coordinator.aggregation.order import Contribution
+from headwater.encodings.names import EXACT
 from headwater.layout import Layout, Role, TensorSpec
-from headwater.updates import ENCODINGS, StoredUpdate, blocks_of, frame
+from headwater.updates import StoredUpdate, blocks_of, frame
 
-EXACT = ENCODINGS["fp32"]
 SMALL = Layout(
     (
         TensorSpec("layer.weight", (6,), "float32", Role.TRAINABLE),

@@ -15,7 +15,7 @@ from coordinator.engine.job_loop import RETRY_SECONDS, JobLoop
 from coordinator.engine.live import JobRun
 from coordinator.engine.policy import ABANDONED_IN_A_ROW
 from coordinator.services.fleet import FleetService
-from coordinator.services.pace import PACE_SECONDS
+from coordinator.services.pace import pace_seconds
 from coordinator.services.upload import Upload
 from headwater import steps
 from headwater.errors import UnavailableError, UpdateError
@@ -146,7 +146,7 @@ async def test_a_stored_part_that_takes_long_to_read_is_no_slow_stream(
         return Upload(*arguments)  # type: ignore[arg-type]
 
     (device,) = await rig.attend("a")
-    await rig.submit(cohort="1")
+    await rig.submit(cohort="1", deadline_seconds="100000")
     assignment, update = await device.assigned(), make_update(rig.plan.manifest.layout)
     found = rig.engine.find(assignment.assignment_id, device.attendee.client_id)
     assert found is not None
@@ -156,7 +156,7 @@ async def test_a_stored_part_that_takes_long_to_read_is_no_slow_stream(
     header = device.header(assignment, update)
     receiving = asyncio.create_task(rig.uploads.received(header, stream(update)))
     assert await asyncio.to_thread(reading.wait, 20)
-    await rig.clock.jump(PACE_SECONDS + 1)
+    await rig.clock.jump(2 * pace_seconds(rig.world.minimum_bytes_per_second))
     for _ in range(100):  # a watch that had begun would cut the stream now
         await asyncio.sleep(0)
     read.set()
@@ -393,10 +393,11 @@ async def test_an_upload_that_is_too_slow_is_cut_and_goes_on_where_it_was(rig: R
     while found[1].lease_ends == np.inf:  # until the first frame has come
         await asyncio.sleep(0)
     _keep_alive(rig, assignment)
-    await rig.clock.jump(60)
+    seconds = pace_seconds(rig.world.minimum_bytes_per_second)
+    await rig.clock.jump(seconds)
     if not receiving.done():
-        await rig.clock.jump(60)
-    with pytest.raises(UnavailableError, match="fewer than 100 bytes a second came in 60 seconds"):
+        await rig.clock.jump(seconds)
+    with pytest.raises(UnavailableError, match="fewer than 10000 bytes a second came in 209"):
         await asyncio.wait_for(receiving, 20)
     answer = await rig.uploads.offered(*found, offer)
     assert answer.from_byte == 8 + len(frames[0].payload)

@@ -13,9 +13,9 @@ from coordinator.engine.world import World
 from coordinator.services.control import ControlService
 from coordinator.services.spool import store_path
 from coordinator.services.upload import Upload
+from headwater.encodings.names import encoding_named
 from headwater.errors import DiskFullError
 from headwater.layout import Layout, Role, TensorSpec
-from headwater.updates import encoding_named
 from headwater.v1 import control_pb2
 
 FULL = Path("/dev/full")

@@ -396,6 +396,32 @@ async def test_an_ended_job_takes_no_late_update(rig: Rig) -> None:
     await rig.engine.change(job, JobState.CANCELLED, "enough")
     while job in rig.engine.runs:
         await asyncio.sleep(0)
+    assert (await b.next("cancel")).cancel.reason == "enough"
     answer = await b.offered(late, change(rig, 0.5))
     assert answer.verdict == pb.OFFER_VERDICT_NOT_NEEDED
     assert await rig.world.database.read(round_repository.pending_assignments) == set()
+
+
+async def test_a_lease_that_runs_out_in_an_upload_loses_nothing_of_it(rig: Rig) -> None:
+    """Its client offers it again, as it does after any conflict, and sends the rest."""
+    a, b = await rig.attend("a", "b")
+    await folding(rig)
+    stay(rig, await a.assigned())
+    work, update = await b.assigned(), change(rig, -0.5)
+    assert (await b.offered(work, update)).verdict == pb.OFFER_VERDICT_SEND
+    first, *rest = frames_of(update)
+    found = rig.engine.find(work.assignment_id, b.attendee.client_id)
+    assert found is not None
+
+    async def stalled() -> AsyncIterator[pb.SubmitRequest]:
+        yield pb.SubmitRequest(frame=first)
+        await rig.clock.jump(LEASE)
+        while found[1].state is not A.EXPIRED:
+            await asyncio.sleep(0)
+        yield pb.SubmitRequest(frame=rest[0])
+
+    with pytest.raises(ConflictError, match="expired while its update came: offer it again"):
+        await rig.uploads.received(b.header(work, update), stalled())
+    answer = await b.offered(work, update)
+    assert answer.from_byte == 8 + len(first.payload)
+    assert (await b.deliver(work, update)).state == A.LATE

@@ -9,11 +9,11 @@ import pytest
 
 from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.services.fleet import FleetService
-from coordinator.services.pace import PACE_SECONDS
+from coordinator.services.pace import MESSAGE_BYTES, pace_seconds, too_slow
 from headwater.v1 import fleet_pb2 as pb
 from headwater.v1 import fleet_pb2_grpc
 from storage.database import Database, open_database
-from tests.coordinator.rig import Rig, rigged
+from tests.coordinator.rig import JumpingClock, Rig, rigged
 
 CONTENT = bytes(32 * 2**20)
 """More than gRPC takes ahead of its reader."""
@@ -59,7 +59,7 @@ async def test_a_client_that_takes_no_bytes_is_cut_and_fetches_the_rest(rig: Rig
         messages = aiter(call)
         assert (await anext(messages)).size_bytes == len(CONTENT)
         while not service.ended:
-            await rig.clock.jump(PACE_SECONDS)
+            await rig.clock.jump(pace_seconds(rig.world.minimum_bytes_per_second))
             await asyncio.sleep(0)
         taken = 0
         with pytest.raises(grpc.aio.AioRpcError) as cut:
@@ -69,3 +69,31 @@ async def test_a_client_that_takes_no_bytes_is_cut_and_fetches_the_rest(rig: Rig
         rest = stub.Fetch(pb.FetchRequest(digest=digest, offset_bytes=taken))
         assert sum([len(one.data) async for one in rest]) == len(CONTENT) - taken
     await server.stop(None)
+
+
+@pytest.mark.parametrize("bytes_per_second", [10_000.0, 1_000_000.0])
+async def test_a_stream_of_the_least_pace_is_never_cut(bytes_per_second: float) -> None:
+    """Whatever part of a message has come when it is looked at."""
+    clock, moved, cut = JumpingClock(), [0], asyncio.Event()
+
+    async def watch() -> None:
+        await too_slow(clock, bytes_per_second, lambda: moved[0])
+        cut.set()
+
+    watching = asyncio.create_task(watch())
+    for _ in range(10):
+        await asyncio.sleep(0)
+        before = clock.monotonic()
+        await clock.jump(pace_seconds(bytes_per_second) * 1.001)
+        sent = int(clock.monotonic() * bytes_per_second)
+        assert clock.monotonic() > before
+        moved[0] = sent // MESSAGE_BYTES * MESSAGE_BYTES
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not cut.is_set()
+    for _ in range(20):
+        await clock.jump(pace_seconds(bytes_per_second) * 1.001)
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert cut.is_set()
+    watching.cancel()

@@ -18,7 +18,8 @@ from coordinator.aggregation.soundness import fault_of
 from coordinator.aggregation.weighted_mean import WeightedMean
 from headwater.errors import UpdateError
 from headwater.layout import BLOCK_ELEMENTS, Layout, Role, TensorSpec, Weights
-from headwater.updates import StoredUpdate, encode_update
+from headwater.update_encoder import encode_update
+from headwater.updates import StoredUpdate
 from tests.coordinator.stored_updates import EXACT, SMALL, stored, updates
 
 CASES = [

@@ -12,11 +12,11 @@ import pytest
 
 from coordinator.services.upload import Upload
 from headwater import steps
+from headwater.encodings.names import EXACT
 from headwater.errors import DiskFullError, UpdateError
 from headwater.layout import BLOCK_ELEMENTS, Layout, Role, TensorSpec
-from headwater.updates import ENCODINGS, FRAME_HEADER, frame
+from headwater.updates import FRAME_HEADER, frame
 
-EXACT = ENCODINGS["fp32"]
 LAYOUT = Layout((TensorSpec("w", (2 * BLOCK_ELEMENTS + 5,), "float32", Role.TRAINABLE),))
 COUNTS = (BLOCK_ELEMENTS, BLOCK_ELEMENTS, 5)
 

@@ -13,9 +13,10 @@ import pytest
 from coordinator.services.upload import Upload
 from coordinator.services.write_behind import WriteBehind
 from headwater import steps
+from headwater.encodings.names import EXACT
 from headwater.errors import DiskFullError, StorageError
 from headwater.layout import BLOCK_ELEMENTS, Layout, Role, TensorSpec
-from headwater.updates import ENCODINGS, FRAME_HEADER, frame
+from headwater.updates import FRAME_HEADER, frame
 
 LAYOUT = Layout((TensorSpec("w", (2 * BLOCK_ELEMENTS,), "float32", Role.TRAINABLE),))
 PAYLOADS = [bytes(4 * BLOCK_ELEMENTS), b"\1" * 4 * BLOCK_ELEMENTS]
@@ -34,7 +35,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begun(path: Path, blocks: list[bytes]) -> Upload:
-    upload = Upload(path, LAYOUT, ENCODINGS["fp32"], DIGEST)
+    upload = Upload(path, LAYOUT, EXACT, DIGEST)
     receive(upload, blocks)
     return upload
 

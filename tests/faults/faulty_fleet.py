@@ -150,6 +150,7 @@ class FaultyFleet(Fleet):
 
 
 JOB: dict[str, object] = {
+    "updates": {"encoding": "topk:0.2+zstd"},  # with error feedback: what it keeps must survive too
     "deadline_seconds": 3600,
     "evaluate": {"every": 1, "on": ["clients", "coordinator"]},
     "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9},

@@ -33,6 +33,8 @@ KILLS = [
     ("ann", "move: edge_client.cache.BlobCache.admit"),
     ("ann", "rename: edge_client.journal.Journal.store"),
     ("ann", "received: receipt"),
+    ("ann", "rename: edge_client.residuals.Residuals.proposal"),
+    ("ann", "rename: edge_client.residuals.Residuals.settle"),
 ]
 """One of each kind: between files, commits and messages of the two programs."""
 
@@ -52,6 +54,8 @@ ELSEWHERE = {
     "edge_client.checkpoints.Checkpoints.restore": "a checkpoint that is damaged",
     "edge_client.checkpoints.Checkpoints._record": "a record that is damaged",
     "edge_client.journal.Journal._set_aside": "a journal that is damaged",
+    "edge_client.residuals.Residuals._forget_oldest": "more jobs than are kept",
+    "edge_client.residuals.Residuals.load": "a residual that is damaged",
     "headwater.plan.write_plan": "an author's machine",
     "storage.backup._copied": "a backup",
     "storage.backup._link_or_copy": "a backup",

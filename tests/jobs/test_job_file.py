@@ -301,7 +301,7 @@ def _aggregated(keys: str) -> tuple[str, str]:
          "extensions, late, largest_staleness, largest_norm, evaluate, stop, guard"),
         ("[clients]", "[client]",
          '27: [client]: unknown key; did you mean "clients"? allowed: name, dataset, seed, model, '
-         "train, rounds, aggregation, clients, retention"),
+         "train, rounds, aggregation, updates, clients, retention"),
         ("seed = 1", "seed = -1", f"3: seed = -1: at least 0 and at most {2**63 - 1}"),
         ('"cifar10-lenet"', '"CIFAR 10"', f'1: name = "CIFAR 10": {NAME_RULE}'),
         ('"model:Net"', '"model.Net"',

@@ -7,22 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater.encodings.names import EXACT, encoding_named
 from headwater.errors import UpdateError
 from headwater.layout import BLOCK_ELEMENTS, Layout, Role, TensorSpec, Weights
+from headwater.update_encoder import encode_update
 from headwater.updates import (
-    ENCODINGS,
     FRAME_HEADER,
     Section,
     StoredUpdate,
     blocks_of,
-    encode_update,
-    encoding_named,
     frame,
     maximum_update_bytes,
     verified_frames,
 )
 
-EXACT = ENCODINGS["fp32"]
 LAYOUT = Layout(
     (
         TensorSpec("w", (BLOCK_ELEMENTS + 3,), "float32", Role.TRAINABLE),

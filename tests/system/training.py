@@ -59,14 +59,22 @@ def write_job(folder: Path, **changes: object) -> Path:
 
 
 def job_text(**changes: object) -> str:
-    """The job file with the values of some keys replaced; a new key goes to the last table."""
-    text = JOB
+    """The job file with the values of some keys replaced; a new key goes to the last table.
+
+    `updates` and `aggregation` are tables of their own, after that.
+    """
+    text, tables = JOB, ""
+    for name in ("updates", "aggregation"):
+        if name in changes:
+            values = changes.pop(name)
+            assert isinstance(values, dict)
+            tables += f"[{name}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in values.items())
     for key, value in changes.items():
         line = f"{key} = {toml(value)}"
         text, count = re.subn(rf"^{key} = .*$", lambda _, line=line: line, text, flags=re.M)
         if not count:
             text += line + "\n"
-    return text
+    return text + tables
 
 
 def toml(value: object) -> str:

@@ -1086,6 +1086,11 @@ class LedgerRow(_message.Message):
     OFFERED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
     FOLDED_ROUND_NUMBER_FIELD_NUMBER: _builtins.int
+    UPDATE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    UNENCODED_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ENCODING_ERROR_FIELD_NUMBER: _builtins.int
+    RESIDUAL_NORM_FIELD_NUMBER: _builtins.int
+    RESIDUAL_AGE_ROUNDS_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.int
     """The assignment."""
     job: _builtins.str
@@ -1124,6 +1129,16 @@ class LedgerRow(_message.Message):
     """The update's encoding."""
     folded_round_number: _builtins.int
     """The round that took an update which came after its own round; 0 for none."""
+    update_size_bytes: _builtins.int
+    """The update's size as it was sent."""
+    unencoded_size_bytes: _builtins.int
+    """What the same update takes as float32."""
+    encoding_error: _builtins.float
+    """The L2 norm of what the encoding left out, over that of what was to be sent."""
+    residual_norm: _builtins.float
+    """The L2 norm of what earlier updates had left out and this one was to bring."""
+    residual_age_rounds: _builtins.int
+    """How many rounds ago that was left out."""
     @_builtins.property
     def metrics_before(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics of the weights it was given, on its data."""
@@ -1166,10 +1181,15 @@ class LedgerRow(_message.Message):
         offered_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         folded_round_number: _builtins.int = ...,
+        update_size_bytes: _builtins.int = ...,
+        unencoded_size_bytes: _builtins.int = ...,
+        encoding_error: _builtins.float = ...,
+        residual_norm: _builtins.float = ...,
+        residual_age_rounds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "offered_at", b"offered_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "client", b"client", "client_id", b"client_id", "encoding", b"encoding", "ended_at", b"ended_at", "examples", b"examples", "fetch_seconds", b"fetch_seconds", "fold_weight", b"fold_weight", "folded_round_number", b"folded_round_number", "job", b"job", "metrics_after", b"metrics_after", "metrics_before", b"metrics_before", "norm", b"norm", "offered_at", b"offered_at", "reason", b"reason", "round_number", b"round_number", "staleness", b"staleness", "state", b"state", "train_seconds", b"train_seconds", "update_digest", b"update_digest", "upload_seconds", b"upload_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "client", b"client", "client_id", b"client_id", "encoding", b"encoding", "encoding_error", b"encoding_error", "ended_at", b"ended_at", "examples", b"examples", "fetch_seconds", b"fetch_seconds", "fold_weight", b"fold_weight", "folded_round_number", b"folded_round_number", "job", b"job", "metrics_after", b"metrics_after", "metrics_before", b"metrics_before", "norm", b"norm", "offered_at", b"offered_at", "reason", b"reason", "residual_age_rounds", b"residual_age_rounds", "residual_norm", b"residual_norm", "round_number", b"round_number", "staleness", b"staleness", "state", b"state", "train_seconds", b"train_seconds", "unencoded_size_bytes", b"unencoded_size_bytes", "update_digest", b"update_digest", "update_size_bytes", b"update_size_bytes", "upload_seconds", b"upload_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

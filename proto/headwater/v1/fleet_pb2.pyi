@@ -266,6 +266,7 @@ class Hello(_message.Message):
     ENCODINGS_FIELD_NUMBER: _builtins.int
     HELD_ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
     PROGRAM_VERSION_FIELD_NUMBER: _builtins.int
+    AWAITED_ASSIGNMENT_IDS_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     """The device's identity, stable over restarts: 32 hexadecimal digits that it drew itself."""
     instance_id: _builtins.str
@@ -292,7 +293,13 @@ class Hello(_message.Message):
 
     @_builtins.property
     def encodings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The update encodings that it can write, best first."""
+        """What update encodings are made of that it can write: fp32, bf16, int8, int4, topk, zstd."""
+
+    @_builtins.property
+    def awaited_assignment_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The assignments whose fate it awaits: what their updates' encoding left out is kept or dropped
+        by it.
+        """
 
     def __init__(
         self,
@@ -307,10 +314,11 @@ class Hello(_message.Message):
         encodings: _abc.Iterable[_builtins.str] | None = ...,
         held_assignment_id: _builtins.int = ...,
         program_version: _builtins.str = ...,
+        awaited_assignment_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "datasets", b"datasets", "encodings", b"encodings", "held_assignment_id", b"held_assignment_id", "hostname", b"hostname", "instance_id", b"instance_id", "name", b"name", "profile", b"profile", "program_version", b"program_version", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_assignment_ids", b"awaited_assignment_ids", "client_id", b"client_id", "datasets", b"datasets", "encodings", b"encodings", "held_assignment_id", b"held_assignment_id", "hostname", b"hostname", "instance_id", b"instance_id", "name", b"name", "profile", b"profile", "program_version", b"program_version", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -557,6 +565,7 @@ class Assignment(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
+    ERROR_FEEDBACK_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.int
     """Names this assignment in everything that follows."""
     job: _builtins.str
@@ -586,11 +595,13 @@ class Assignment(_message.Message):
     keep_optimizer_state: _builtins.bool
     """Keep the optimizer's state on the device from one round of this job to the next."""
     encoding: _builtins.str
-    """The encoding that the update must have."""
+    """The encoding that the update must have, such as int8 or topk:0.01+zstd."""
     deadline_seconds: _builtins.float
     """Seconds until the round closes; 0 where the round has no deadline."""
     lease_seconds: _builtins.float
     """Seconds of silence after which the coordinator gives this assignment up."""
+    error_feedback: _builtins.bool
+    """Add what the encoding of earlier updates of this job left out, and keep what this one leaves."""
     @_builtins.property
     def hyperparameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Scalars that the plan's graphs take, such as learning_rate."""
@@ -616,10 +627,11 @@ class Assignment(_message.Message):
         encoding: _builtins.str = ...,
         deadline_seconds: _builtins.float = ...,
         lease_seconds: _builtins.float = ...,
+        error_feedback: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "batch_size", b"batch_size", "dataset", b"dataset", "deadline_seconds", b"deadline_seconds", "encoding", b"encoding", "evaluate_before", b"evaluate_before", "hyperparameters", b"hyperparameters", "job", b"job", "keep_optimizer_state", b"keep_optimizer_state", "lease_seconds", b"lease_seconds", "local_epochs", b"local_epochs", "local_steps", b"local_steps", "plan_digest", b"plan_digest", "purpose", b"purpose", "round_number", b"round_number", "seed", b"seed", "weights_digest", b"weights_digest", "weights_size_bytes", b"weights_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "batch_size", b"batch_size", "dataset", b"dataset", "deadline_seconds", b"deadline_seconds", "encoding", b"encoding", "error_feedback", b"error_feedback", "evaluate_before", b"evaluate_before", "hyperparameters", b"hyperparameters", "job", b"job", "keep_optimizer_state", b"keep_optimizer_state", "lease_seconds", b"lease_seconds", "local_epochs", b"local_epochs", "local_steps", b"local_steps", "plan_digest", b"plan_digest", "purpose", b"purpose", "round_number", b"round_number", "seed", b"seed", "weights_digest", b"weights_digest", "weights_size_bytes", b"weights_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -849,6 +861,9 @@ class UpdateSummary(_message.Message):
     METRICS_AFTER_FIELD_NUMBER: _builtins.int
     FETCH_SECONDS_FIELD_NUMBER: _builtins.int
     TRAIN_SECONDS_FIELD_NUMBER: _builtins.int
+    ENCODING_ERROR_FIELD_NUMBER: _builtins.int
+    RESIDUAL_NORM_FIELD_NUMBER: _builtins.int
+    RESIDUAL_AGE_ROUNDS_FIELD_NUMBER: _builtins.int
     examples: _builtins.int
     """Examples in the device's data set, each counted once: the update's weight in the mean."""
     steps: _builtins.int
@@ -857,6 +872,12 @@ class UpdateSummary(_message.Message):
     """Seconds spent fetching."""
     train_seconds: _builtins.float
     """Seconds spent training and evaluating."""
+    encoding_error: _builtins.float
+    """The L2 norm of what the encoding left out, over that of what was to be sent."""
+    residual_norm: _builtins.float
+    """The L2 norm of what earlier updates had left out and this one was to bring; 0 for nothing."""
+    residual_age_rounds: _builtins.int
+    """How many rounds ago that was left out; 0 for nothing."""
     @_builtins.property
     def metrics_before(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics of the weights it was given, on its data; empty where it was not asked to evaluate."""
@@ -874,10 +895,13 @@ class UpdateSummary(_message.Message):
         metrics_after: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         fetch_seconds: _builtins.float = ...,
         train_seconds: _builtins.float = ...,
+        encoding_error: _builtins.float = ...,
+        residual_norm: _builtins.float = ...,
+        residual_age_rounds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "fetch_seconds", b"fetch_seconds", "metrics_after", b"metrics_after", "metrics_before", b"metrics_before", "steps", b"steps", "train_seconds", b"train_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding_error", b"encoding_error", "examples", b"examples", "fetch_seconds", b"fetch_seconds", "metrics_after", b"metrics_after", "metrics_before", b"metrics_before", "residual_age_rounds", b"residual_age_rounds", "residual_norm", b"residual_norm", "steps", b"steps", "train_seconds", b"train_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

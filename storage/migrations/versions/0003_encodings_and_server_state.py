@@ -16,6 +16,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Make the columns; none has a value for what was before."""
+    op.add_column("assignments", sa.Column("unencoded_size_bytes", columns.Identity, nullable=True))
     op.add_column("assignments", sa.Column("encoding_error", sa.Double(), nullable=True))
     op.add_column("assignments", sa.Column("residual_norm", sa.Double(), nullable=True))
     op.add_column("assignments", sa.Column("residual_age_rounds", columns.Identity, nullable=True))
