@@ -1,8 +1,9 @@
 """A backup of a live coordinator: a data directory of its own, that a coordinator can start on.
 
-First a snapshot of the database, then the blobs that it needs. Retention may remove an update in
-between; a newer snapshot then no longer needs it, because collection writes that before it removes
-the file. The snapshot gets its name last, so that a backup with a database is a whole one.
+First a snapshot of the database, then the blobs that it needs. Retention may remove an update, or
+a server optimizer's state, in between; a newer snapshot then no longer needs it, because collection
+writes that before it removes the file. The snapshot gets its name last, so that a backup with a
+database is a whole one.
 """
 
 import shutil
@@ -69,7 +70,7 @@ def _gather(database: Database, store: BlobStore, copies: BlobDirectory, path: P
         with open_database(f"sqlite:///{path}") as snapshot:
             needed = snapshot.read_now(needed_blobs)
         lost = absent & needed.keys()
-        # Updates come last in the list, and first here: they alone can be collected meanwhile.
+        # Updates and states come last in the list, and first here: they can be collected meanwhile.
         absent |= set(_missing_after_copying(reversed(needed), store, copies))
         if absent & needed.keys() == lost:
             break

@@ -56,7 +56,8 @@ class Reference:
 
 
 def references(session: Session) -> Iterator[Reference]:
-    """Each row that needs a blob: the plans, then the model versions, then the kept updates."""
+    """Each row that needs a blob: the plans, the model versions, and what retention lets go: the
+    server optimizer's states, and the kept updates."""
     members = (
         select(PlanMember, Plan.name, Blob.size_bytes)
         .join(Plan, Plan.digest == PlanMember.plan_digest)
@@ -74,6 +75,7 @@ def references(session: Session) -> Iterator[Reference]:
     for version, job, size_bytes in session.execute(versions):
         what = f"the weights of version {version.number}"
         yield Reference(version.weights_digest, what, version.size_bytes, size_bytes, job)
+    yield from _states(session)
     updates = (
         select(Assignment, Job.reference, Round.number, Round.purpose, Blob.size_bytes)
         .join(Round, Round.id == Assignment.round_id)
@@ -95,6 +97,21 @@ def references(session: Session) -> Iterator[Reference]:
         )
 
 
+def _states(session: Session) -> Iterator[Reference]:
+    query = (
+        select(
+            ModelVersion.optimizer_state_digest, ModelVersion.number, Job.reference, Blob.size_bytes
+        )
+        .join(Job, Job.id == ModelVersion.job_id)
+        .outerjoin(Blob, Blob.digest == ModelVersion.optimizer_state_digest)
+        .where(ModelVersion.optimizer_state_digest.is_not(None))
+        .order_by(ModelVersion.id)
+    )
+    for digest, number, job, size_bytes in session.execute(query):
+        what = f"the server optimizer's state of version {number}"
+        yield Reference(digest or "", what, None, size_bytes, job)
+
+
 def needed_blobs(session: Session) -> dict[str, Reference]:
     """Each blob that must be in the store, with the first row that needs it, in a stable order."""
     needed: dict[str, Reference] = {}
@@ -108,6 +125,7 @@ def still_needed(session: Session, digest: str) -> bool:
     users = or_(
         exists().where(PlanMember.blob_digest == digest),
         exists().where(ModelVersion.weights_digest == digest),
+        exists().where(ModelVersion.optimizer_state_digest == digest),
         exists().where(Assignment.update_digest == digest, *KEPT),
     )
     return bool(session.scalar(select(users)))

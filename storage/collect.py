@@ -20,7 +20,7 @@ from storage.blob_store import BlobStore
 from storage.blobs import is_referenced, references
 from storage.database import Database
 from storage.records import CollectionReport
-from storage.retention import release_updates
+from storage.retention import release
 from storage.schema import Blob
 
 STRAY_GRACE = timedelta(hours=1)
@@ -36,13 +36,14 @@ def collect(
 
     Each job keeps the updates of as many of its last training rounds as its job file says, or
     `keep_update_rounds` (None: all) where it says nothing, and of any round that has not ended; the
-    ledger keeps the digests of the others.
+    ledger keeps the digests of the others. States of a server optimizer go with the updates that a
+    replay needs them for, but for that of the newest version.
 
     Raises:
         StorageError: the database or the store failed, or they do not belong together; what was
             removed until then stays removed.
     """
-    released = database.write_now(lambda s: release_updates(s, keep_update_rounds))
+    released = database.write_now(lambda s: release(s, keep_update_rounds))
     removed = list(_remove_unreferenced(database, store))
     strays = _remove_strays(database, store, now - STRAY_GRACE)
     return CollectionReport(

@@ -20,6 +20,7 @@ def job_findings(
     yield from _numbers(place, versions)
     yield from _parents(place, versions, {one.id: one for one in trained})
     yield from _commits(place, versions, trained)
+    yield from _optimizer_states(place, job, versions)
 
 
 def _state(place: Place, job: Job, rounds: Sequence[Round]) -> Iterator[Finding]:
@@ -111,6 +112,23 @@ def _commits(
             yield place.finding("commit", f"round {rounds[0]} began from another job's version")
         if len(rounds) > 1:
             yield place.finding("commit", f"rounds {_list(rounds)} were committed from one version")
+
+
+def _optimizer_states(
+    place: Place, job: Job, versions: Sequence[ModelVersion]
+) -> Iterator[Finding]:
+    """The next round begins from the newest version's state; retention lets older ones go."""
+    has_optimizer = bool((job.spec.get("aggregation") or {}).get("server_optimizer"))
+    for version in versions:
+        has_state = version.optimizer_state_digest is not None
+        if has_state and (not has_optimizer or version.number == 0):
+            yield place.finding(
+                "optimizer state", f"version {version.number} has a state of no server optimizer"
+            )
+        if not has_state and has_optimizer and 0 < version.number == job.latest_version:
+            yield place.finding(
+                "optimizer state", f"version {version.number} lacks the server optimizer's state"
+            )
 
 
 def _list(numbers: Sequence[int]) -> str:

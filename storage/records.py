@@ -195,6 +195,8 @@ class RoundRecord:
     base_version: int
     base_version_id: int
     base_weights_digest: str
+    base_optimizer_state_digest: str | None
+    """The server optimizer's state at the base version; None too where retention removed it."""
     version: int | None
     """The number of the model version that it produced."""
     state: RoundState
@@ -332,10 +334,15 @@ class Fate:
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """The weights that a committed round produced. Their blob is durable already."""
+    """The weights that a committed round produced, and the state of the server optimizer after it.
+
+    Their blobs are durable already. The state's digest is None where the job has no such optimizer.
+    """
 
     weights_digest: str
     size_bytes: int
+    optimizer_state_digest: str | None = None
+    optimizer_state_size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

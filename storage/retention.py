@@ -1,11 +1,14 @@
-"""How long a job's updates are kept: as its job file says, else as the coordinator does."""
+"""How long a job's updates are kept: as its job file says, else as the coordinator does.
 
-from sqlalchemy import ColumnElement, func, select, update
+So long are the server optimizer's states kept that their rounds began from.
+"""
+
+from sqlalchemy import ColumnElement, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from storage.late import arriving, waiting
 from storage.records import RoundPurpose
-from storage.schema import Assignment, Job, Round
+from storage.schema import Assignment, Job, ModelVersion, Round
 from storage.transitions import UNFINISHED_ROUNDS
 
 JOB_POLICY = Job.spec[("retention", "updates")].as_string()
@@ -22,6 +25,13 @@ def kept_rounds(policy: str | None, default: int | None) -> int | None:
     if policy in ("all", "none"):
         return None if policy == "all" else 0
     return int(policy.split()[1])
+
+
+def release(session: Session, default: int | None) -> int:
+    """Let go of old updates, and of the states that no kept one needs; how many updates."""
+    updates = release_updates(session, default)
+    release_states(session)
+    return updates
 
 
 def release_updates(session: Session, default: int | None) -> int:
@@ -56,5 +66,28 @@ def _release(session: Session, of_jobs: ColumnElement[bool], keep: int) -> int:
         .where(~waiting(), ~arriving())
         .where(Assignment.update_digest.is_not(None), Assignment.update_collected.is_(False))
         .values(update_collected=True)
+    )
+    return session.connection().execute(change).rowcount
+
+
+def release_states(session: Session) -> int:
+    """Let go of the server optimizer's states that nothing needs, and return how many.
+
+    That of a job's newest version stays, since the next round begins from it; an older one as long
+    as the updates of a round that began from it, which is replayed from both.
+    """
+    is_newest = exists().where(
+        Job.id == ModelVersion.job_id, Job.latest_version == ModelVersion.number
+    )
+    is_replayed = exists().where(
+        Round.base_version_id == ModelVersion.id,
+        func.coalesce(Assignment.folded_round_id, Assignment.round_id) == Round.id,
+        Assignment.update_digest.is_not(None),
+        Assignment.update_collected.is_(False),
+    )
+    change = (
+        update(ModelVersion)
+        .where(ModelVersion.optimizer_state_digest.is_not(None), ~is_newest, ~is_replayed)
+        .values(optimizer_state_digest=None)
     )
     return session.connection().execute(change).rowcount

@@ -354,18 +354,13 @@ def _write_version(
             f"round {step.number} of job {job.reference} began from version {base.number}, and "
             f"version {job.latest_version} is the newest"
         )
-    blobs.register(
-        session,
-        digest=version.weights_digest,
-        size_bytes=version.size_bytes,
-        kind="weights",
-        now=now,
-    )
+    _register(session, version, now)
     made = ModelVersion(
         job_id=job.id,
         number=base.number + 1,
         weights_digest=version.weights_digest,
         size_bytes=version.size_bytes,
+        optimizer_state_digest=version.optimizer_state_digest,
         round_id=step.id,
         parent_version_id=base.id,
         created_at=now,
@@ -375,6 +370,16 @@ def _write_version(
     job.rounds_committed += 1
     session.flush()
     return made
+
+
+def _register(session: Session, version: NewVersion, now: datetime) -> None:
+    found = (
+        ("weights", version.weights_digest, version.size_bytes),
+        ("optimizer state", version.optimizer_state_digest, version.optimizer_state_size_bytes),
+    )
+    for kind, digest, size_bytes in found:
+        if digest is not None:
+            blobs.register(session, digest=digest, size_bytes=size_bytes, kind=kind, now=now)
 
 
 def _write_metrics(

@@ -179,6 +179,7 @@ def _round_record(
         base_version=base.number,
         base_version_id=base.id,
         base_weights_digest=base.weights_digest,
+        base_optimizer_state_digest=base.optimizer_state_digest,
         version=version,
         state=RoundState(step.state),
         reason=step.reason,

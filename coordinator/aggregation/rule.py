@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.aggregation.order import Contribution, canonical
+from coordinator.aggregation.server_optimizer import ServerStep
 from headwater.errors import UpdateError
 from headwater.layout import Layout, Weights
 from headwater.updates import Block, Section, blocks_of
@@ -57,9 +58,16 @@ class Rule(Protocol):
 
 
 def fold(
-    rule: Rule, base: Weights, contributions: Sequence[Contribution], layout: Layout, threads: int
+    rule: Rule,
+    base: Weights,
+    contributions: Sequence[Contribution],
+    layout: Layout,
+    threads: int,
+    server: ServerStep | None = None,
 ) -> Weights:
     """The new weights: `base` plus the rule's change. `threads` changes the speed and no bit.
+
+    With `server`, trainable elements move by its step instead, and `server.after` is whole then.
 
     Raises:
         UpdateError: there is nothing to fold, or an update is damaged on disk.
@@ -70,7 +78,7 @@ def fold(
     result = Weights(np.empty_like(base.floats), np.empty_like(base.integers))
     with ThreadPoolExecutor(threads, thread_name_prefix="fold") as pool:
         folded = pool.map(
-            lambda item: fold_block(rule, item[0], item[1], base, ordered, result),
+            lambda item: fold_block(rule, item[0], item[1], base, ordered, result, server),
             enumerate(blocks_of(layout)),
         )
         for _ in folded:
@@ -85,12 +93,15 @@ def fold_block(
     base: Weights,
     ordered: Sequence[Contribution],
     result: Weights,
+    server: ServerStep | None = None,
 ) -> None:
     """Fold one block of all updates, in the order given, into its place in `result`."""
     if block.section is Section.INTEGERS:
         result.integers[block.place] = rule.integers(index, base.integers[block.place], ordered)
         return
     values = rule.change(index, block.count, ordered)
+    if server is not None and block.section is Section.TRAINABLE:
+        values = server.step(values, block.place)
     values += base.floats[block.place]
     with np.errstate(over="ignore"):  # an overflow shows as infinity, which the round refuses
         result.floats[block.place] = values

@@ -1,6 +1,7 @@
 """`headwater replay`: fold a round again, as it was or as it might have been."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import click
 from coordinator.aggregation.rules import RULES
 from coordinator.cli import show
 from coordinator.cli.data_place import opened, stored
-from coordinator.jobs.job_spec import Aggregation
+from coordinator.jobs.aggregation_spec import Aggregation
 from coordinator.model_file import is_weights_file, write_model
 from coordinator.prediction_model import Origin
 from coordinator.replay.committed_round import CommittedRound, WhatIf, committed_round
@@ -123,11 +124,13 @@ def _write(path: Path, plan: Plan, weights: Weights, origin: Origin) -> None:
 
 
 def _document(step: CommittedRound, what_if: WhatIf, done: Replayed) -> dict[str, Any]:
+    optimizer = done.aggregation.server_optimizer
     return {
         "job": step.job.reference,
         "round": step.record.number,
         "rule": done.aggregation.rule,
         **done.aggregation.settings,
+        "server_optimizer": asdict(optimizer) if optimizer else None,
         "without": sorted(set(what_if.without)),
         "shares": done.shares,
         "committed": {
@@ -149,6 +152,7 @@ def _print(step: CommittedRound, what_if: WhatIf, done: Replayed) -> None:
             ("round", f"{step.record.number} of {step.job.reference}"),
             ("version", step.version.model),
             ("rule", _rule(done.aggregation) + other),
+            ("optimizer", _optimizer(done.aggregation, own)),
             ("updates", f"{len(done.shares)} of {len(step.folded)}"),
             ("without", ", ".join(sorted(set(what_if.without)))),
             ("committed", committed),
@@ -169,3 +173,13 @@ def _print(step: CommittedRound, what_if: WhatIf, done: Replayed) -> None:
 def _rule(aggregation: Aggregation) -> str:
     settings = (f" {name} {value:g}" for name, value in aggregation.settings.items())
     return aggregation.rule + "".join(settings)
+
+
+def _optimizer(aggregation: Aggregation, own: Aggregation) -> str:
+    """Empty where the job has no server optimizer."""
+    if own.server_optimizer is None:
+        return ""
+    one = own.server_optimizer
+    kind = f"nesterov {one.name}" if one.nesterov else one.name
+    words = f"{kind} {one.momentum:g}, learning rate {one.learning_rate:g}"
+    return words if aggregation.server_optimizer is not None else f"none, not {words}"

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from sqlalchemy.orm import Session
 
 from coordinator.engine import directives
-from coordinator.engine.fold import Folded, fold_round, held_out_metrics
+from coordinator.engine.fold import Folded, fold_round
+from coordinator.engine.held_out import held_out_metrics
 from coordinator.engine.late import goes_on, part_from_old
 from coordinator.engine.live import JobRun, LiveRound
 from coordinator.engine.measures import metric_series, round_metrics
@@ -36,7 +37,7 @@ from storage.records import (
 )
 
 PIN_HOLDER = "coordinator"
-"""Who pins weights between their writing and the commit that refers to them."""
+"""Who pins a version's blobs between their writing and the commit that refers to them."""
 
 _log = logging.getLogger("headwater.round")
 
@@ -105,8 +106,7 @@ async def finish_round(world: World, run: JobRun, record: RoundRecord) -> None:
     fault = await _guarded(world, run, held_out)
     if fault:
         await _abandon_model(world, run, folded, fault)
-    if folded.temporary is not None:
-        await _keep_weights(world, folded)
+    await _keep_blobs(world, folded)
     await _commit(world, run, record, folded, held_out, unmeasured)
 
 
@@ -128,8 +128,8 @@ async def _abandon_model(world: World, run: JobRun, folded: Folded, fault: str) 
         UpdateError: always, so that the job pauses: the next round would begin from the same
             version with the same clients.
     """
-    if folded.temporary is not None:
-        await world.work(durable_files.remove, folded.temporary)
+    for one in folded.blobs:
+        await world.work(durable_files.remove, one.temporary)
     assert run.round is not None
     number, version = run.round.record.number, run.record.latest_version
     pauses = (
@@ -140,18 +140,19 @@ async def _abandon_model(world: World, run: JobRun, folded: Folded, fault: str) 
     raise UpdateError(pauses)
 
 
-async def _keep_weights(world: World, folded: Folded) -> None:
-    """The new weights become a blob before anything refers to them, pinned against collection."""
-    assert folded.temporary is not None
+async def _keep_blobs(world: World, folded: Folded) -> None:
+    """What is new becomes blobs before anything refers to them, pinned against collection."""
     try:
-        await world.database.write(
-            partial(
-                blob_repository.pin, digest=folded.digest, holder=PIN_HOLDER, now=world.clock.now()
+        for one in folded.blobs:
+            await world.database.write(
+                partial(
+                    blob_repository.pin, digest=one.digest, holder=PIN_HOLDER, now=world.clock.now()
+                )
             )
-        )
-        await world.work(world.blobs.adopt, folded.temporary, folded.digest)
+            await world.work(world.blobs.adopt, one.temporary, one.digest)
     except BaseException:  # the round is folded again later, and leaves no file behind each time
-        durable_files.remove(folded.temporary)
+        for one in folded.blobs:
+            durable_files.remove(one.temporary)
         raise
 
 
@@ -208,19 +209,18 @@ def _write_commit(
     fates: Mapping[int, Fate],
     now: datetime,
 ) -> RoundRecord:
-    """One transaction: the version, its metrics, the ledger, and the end of the weights' pin."""
-    trained = record.purpose is RoundPurpose.TRAIN
+    """One transaction: the version, its metrics, the ledger, and the end of its blobs' pins."""
     committed = round_repository.commit(
         session,
         round_id=record.id,
-        version=NewVersion(folded.digest, folded.size_bytes) if trained else None,
+        version=_version(folded),
         metrics=metrics,
         weights_in_fold=folded.shares,
         fates=fates,
         now=now,
     )
-    if trained:
-        blob_repository.unpin(session, digest=folded.digest, holder=PIN_HOLDER)
+    for one in folded.blobs:
+        blob_repository.unpin(session, digest=one.digest, holder=PIN_HOLDER)
     if unmeasured:
         event_repository.record(
             session,
@@ -231,6 +231,18 @@ def _write_commit(
             round_id=record.id,
         )
     return committed
+
+
+def _version(folded: Folded) -> NewVersion | None:
+    if folded.model is None:  # an evaluation
+        return None
+    state = folded.optimizer_state
+    return NewVersion(
+        folded.model.digest,
+        folded.model.size_bytes,
+        optimizer_state_digest=state.digest if state else None,
+        optimizer_state_size_bytes=state.size_bytes if state else 0,
+    )
 
 
 async def abandon_round(

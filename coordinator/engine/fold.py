@@ -1,4 +1,4 @@
-"""From a closing round's durable updates to new weights and their held-out metrics.
+"""From a closing round's durable updates to new weights, and to the server optimizer's state.
 
 Everything here blocks and runs on a worker thread. It reads only what is on disk, so it can be
 repeated after a crash and gives the same bytes.
@@ -8,52 +8,57 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from coordinator.aggregation.order import Contribution
 from coordinator.aggregation.rule import Rule, fold
+from coordinator.aggregation.server_optimizer import ServerState, ServerStep
 from coordinator.aggregation.soundness import fault_of
 from coordinator.aggregation.staleness import discounted
 from coordinator.engine.live import JobRun
+from coordinator.engine.version_files import PreparedBlob, local_weights, prepared, state_before
 from coordinator.engine.world import World
 from headwater.encodings.names import encoding_named
-from headwater.errors import BlobError, UpdateError, UserError
-from headwater.evaluation import evaluate
+from headwater.errors import BlobError, UpdateError
 from headwater.layout import Layout, Weights
-from headwater.safetensors import map_weights, weights_chunks, weights_size_bytes
-from headwater.sources import open_source
 from headwater.updates import StoredUpdate
 from storage.blob_store import BlobStore
-from storage.records import (
-    AssignmentRecord,
-    MetricScope,
-    MetricValue,
-    RoundRecord,
-)
-
-EVALUATION_BATCH = 256
-"""Examples in a batch of held-out data."""
-
-_Attempt = Callable[[Sequence[Contribution]], tuple[Weights | None, str]]
+from storage.records import AssignmentRecord, RoundRecord
 
 
 @dataclass(frozen=True)
 class Folded:
-    """What a round produced: the weights, their file and its digest and size, and who took part.
+    """What a round produced: the weights, the files to commit, and who took part.
 
-    `temporary` is the synced file, which becomes a blob once its digest is pinned.
+    `model` is the file of the weights, `optimizer_state` that of the server optimizer's state where
+    the job has one.
     `shares` maps folded assignments to their weights (sum 1), `unsound` those whose update is left
     out to the reason. `fault` says why there is nothing to commit; only `unsound` has a meaning
     then.
     """
 
     weights: Weights | None = None
-    temporary: Path | None = None
-    digest: str = ""
+    model: PreparedBlob | None = None
+    optimizer_state: PreparedBlob | None = None
     shares: Mapping[int, float] = field(default_factory=dict)
-    size_bytes: int = 0
     unsound: Mapping[int, str] = field(default_factory=dict)
     fault: str = ""
+
+    @property
+    def blobs(self) -> tuple[PreparedBlob, ...]:
+        """The files that the commit refers to."""
+        return tuple(one for one in (self.model, self.optimizer_state) if one is not None)
+
+
+@dataclass(frozen=True)
+class _Attempted:
+    """What some updates make, and `fault`: why it must not become a version, or why it is None."""
+
+    weights: Weights | None = None
+    state: ServerState | None = None
+    fault: str = ""
+
+
+_Attempt = Callable[[Sequence[Contribution]], _Attempted]
 
 
 def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
@@ -72,25 +77,27 @@ def fold_round(world: World, run: JobRun, record: RoundRecord) -> Folded:
 def _fold(world: World, run: JobRun, record: RoundRecord, held: ExitStack) -> Folded:
     """`held` keeps the files that are read on this machine."""
     base = local_weights(world.blobs, record.base_weights_digest, run.layout)
-    rule = run.spec.aggregation.chosen
-    attempt = partial(_attempt, rule, base, layout=run.layout, threads=world.threads)
+    rule, before = run.spec.aggregation.chosen, None
+    if (optimizer := run.spec.aggregation.optimizer) is not None:
+        before = state_before(world.blobs, record, optimizer, run.layout)
+    attempt = partial(_attempt, rule, base, before, layout=run.layout, threads=world.threads)
     contributions, unsound = _opened(world, run, record.held, held)
-    weights, fault = attempt(list(contributions.values()))
-    if fault:
+    made = attempt(list(contributions.values()))
+    if made.fault:
         unsound |= _unsound(attempt, contributions)
         contributions = {at: one for at, one in contributions.items() if at not in unsound}
     sound = sum(one.id in contributions for one in record.assignments)  # without the late ones
     if sound < record.quorum:
         too_few = f"{sound} updates are sound, fewer than the quorum of {record.quorum}"
-        return Folded(unsound=unsound, fault="; ".join(filter(None, (fault, too_few))))
-    if fault:
-        weights, fault = attempt(list(contributions.values()))
-    if weights is None or fault:
-        return Folded(unsound=unsound, fault=fault)
-    temporary, digest = world.blobs.prepare(weights_chunks(run.layout, weights))
+        return Folded(unsound=unsound, fault="; ".join(filter(None, (made.fault, too_few))))
+    if made.fault:
+        made = attempt(list(contributions.values()))
+    if made.weights is None or made.fault:
+        return Folded(unsound=unsound, fault=made.fault)
+    model, state = prepared(world.blobs, made.weights, run.layout, made.state)
     weighed = rule.shares([one.weight for one in contributions.values()])
     shares = dict(zip(contributions, weighed, strict=True))
-    return Folded(weights, temporary, digest, shares, weights_size_bytes(run.layout), unsound)
+    return Folded(made.weights, model, state, shares, unsound)
 
 
 def _opened(
@@ -124,67 +131,33 @@ def contribution_of(
     return Contribution(digest, weight, update)
 
 
-def local_weights(blobs: BlobStore, digest: str, layout: Layout) -> Weights:
-    """Stored weights, the floats mapped from a file of this machine.
-
-    Raises:
-        BlobError, StorageError: the blob is missing, or the store failed.
-        PlanError: it holds weights of another layout.
-    """
-    with blobs.local(digest) as path:
-        return map_weights(path, layout)
-
-
 def _attempt(
     rule: Rule,
     base: Weights,
+    before: ServerState | None,
     contributions: Sequence[Contribution],
     layout: Layout,
     threads: int,
-) -> tuple[Weights | None, str]:
-    """The fold of these updates, or why there is none."""
+) -> _Attempted:
+    """The fold of these updates, or why there is none: weights and state must both be sound."""
+    server = None if before is None else ServerStep(before)
     try:
-        weights = fold(rule, base, contributions, layout, threads)
+        weights = fold(rule, base, contributions, layout, threads, server)
     except UpdateError as error:
-        return None, str(error)
-    return weights, fault_of(weights, layout)
+        return _Attempted(fault=str(error))
+    fault, state = fault_of(weights, layout), None
+    if server is not None:
+        state = server.after
+        fault = fault or fault_of(state.weights, state.layout)
+    return _Attempted(weights, state, fault)
 
 
 def _unsound(attempt: _Attempt, contributions: Mapping[int, Contribution]) -> dict[int, str]:
-    """The updates that alone make unsound weights, with the reason.
+    """The updates that alone make an unsound version, with the reason.
 
-    Updates that are sound one by one are sound together, as every `Rule` promises.
+    Updates that are sound one by one are sound together, as every `Rule` promises. They are judged
+    by what the server optimizer makes of them too, for every `ServerOptimizer` keeps that promise:
+    without it, an update that only its learning rate makes infinite would stop every round.
     """
-    faults = {at: attempt([one])[1] for at, one in contributions.items()}
+    faults = {at: attempt([one]).fault for at, one in contributions.items()}
     return {at: f"its update is unsound: {fault}" for at, fault in faults.items() if fault}
-
-
-def held_out_metrics(world: World, run: JobRun, folded: Folded) -> tuple[list[MetricValue], str]:
-    """What the new version scores on the coordinator's own data, if the job's policy asks now.
-
-    Training does not depend on it: where it cannot be measured, the second value says why.
-    """
-    policy = run.spec.rounds.evaluate
-    number = run.record.rounds_committed + 1
-    due = number >= run.spec.rounds.count or number % policy.every == 0
-    if "coordinator" not in policy.on or not due or folded.weights is None:
-        return [], ""
-    binding = world.held_out.get(run.spec.dataset)
-    if binding is None:
-        return [], f"no held-out data is bound: headwater serve --data {run.spec.dataset}=PATH"
-    try:
-        return _measured(world, run, binding, folded.weights), ""
-    except UserError as error:
-        return [], f"the held-out data cannot be used: {error}"
-
-
-def _measured(world: World, run: JobRun, binding: str, weights: Weights) -> list[MetricValue]:
-    if run.held_out is None:
-        manifest = run.plan.manifest
-        run.held_out = open_source(binding, manifest.inputs, manifest.targets)
-    result = dict(evaluate(run.plan, weights, run.held_out, EVALUATION_BATCH, world.threads))
-    examples = int(result.pop("examples"))
-    return [
-        MetricValue(MetricScope.COORDINATOR, name, value, examples)
-        for name, value in result.items()
-    ]

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coordinator.aggregation.rule import Rule
-from coordinator.aggregation.rules import RULES
+from coordinator.jobs.aggregation_spec import Aggregation
 from coordinator.jobs.builder import Fault, build
 from coordinator.jobs.key import Pattern, key
 from coordinator.jobs.tensor import TENSOR_NAME, Tensor, signatures
@@ -333,41 +332,6 @@ class Rounds:
             yield Fault(("stop",), "needs an evaluation: evaluate.on is empty")
         if self.guard is not None and "coordinator" not in self.evaluate.on:
             yield Fault(("guard",), 'needs held-out data: evaluate.on has no "coordinator"')
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aggregation:
-    """How a round's updates become one model."""
-
-    rule: str = key(
-        "The mean weighted by examples, or a robust rule in which each client counts once.",
-        value="weighted_mean",
-        choices=tuple(RULES),
-    )
-    trim: float | None = key(
-        "For trimmed_mean: the share of the updates that is cut at each end, in each coordinate.",
-        value=None,
-        above=0,
-        below=0.5,
-        default="0.1",
-    )
-
-    def faults(self) -> Iterator[Fault]:
-        """What is wrong between the keys."""
-        if self.trim is not None and "trim" not in RULES[self.rule].settings:
-            yield Fault(("trim",), f"only for trimmed_mean; the rule is {self.rule}")
-
-    @property
-    def settings(self) -> dict[str, float]:
-        """The settings of this rule, with the defaults filled in."""
-        defaults = RULES[self.rule].settings
-        given = {name: getattr(self, name) for name in defaults}
-        return {**defaults, **{name: value for name, value in given.items() if value is not None}}
-
-    @property
-    def chosen(self) -> Rule:
-        """The rule itself."""
-        return RULES[self.rule].make(**self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from coordinator.jobs.job_spec import Aggregation, JobSpec
+from coordinator.jobs.aggregation_spec import Aggregation
+from coordinator.jobs.job_spec import JobSpec
 from headwater.errors import ConflictError, NotFoundError, UsageError
 from storage import history, plans
 from storage.records import (
@@ -129,12 +130,18 @@ def kept_updates(step: CommittedRound, without: Collection[str]) -> list[Assignm
 def aggregation_of(own: Aggregation, what_if: WhatIf, updates: int) -> Aggregation:
     """The job's own aggregation with what is to be changed of it.
 
+    Another rule than the mean goes without the job's server optimizer.
+
     Raises:
         UsageError: the rule has no trim, or means nothing for so few updates.
     """
     rule = what_if.rule or own.rule
     kept_trim = own.trim if rule == own.rule else None
-    made = Aggregation(rule=rule, trim=kept_trim if what_if.trim is None else what_if.trim)
+    made = Aggregation(
+        rule=rule,
+        trim=kept_trim if what_if.trim is None else what_if.trim,
+        server_optimizer=own.server_optimizer if rule == "weighted_mean" else None,
+    )
     for fault in made.faults():
         raise UsageError(f"--{fault.path[0]}: {fault.message}")
     if refusal := made.chosen.refusal(updates):

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from coordinator.aggregation.rule import Rule, fold
+from coordinator.aggregation.rule import fold
+from coordinator.aggregation.server_optimizer import ServerStep
 from coordinator.aggregation.soundness import fault_of
 from coordinator.aggregation.staleness import discounted
-from coordinator.engine.fold import EVALUATION_BATCH, contribution_of, local_weights
-from coordinator.jobs.job_spec import Aggregation
+from coordinator.engine.fold import contribution_of
+from coordinator.engine.held_out import EVALUATION_BATCH
+from coordinator.engine.version_files import local_weights, state_before
+from coordinator.jobs.aggregation_spec import Aggregation
 from coordinator.replay.committed_round import (
     CommittedRound,
     WhatIf,
@@ -60,9 +63,10 @@ def replayed(
     """
     kept = kept_updates(step, what_if.without)
     aggregation = aggregation_of(step.spec.aggregation, what_if, len(kept))
-    rule = aggregation.chosen
-    weights = refold(blobs, step, kept, rule, plan.layout, threads)
-    shares = rule.shares([discounted(one.examples or 0, one.staleness) for one in kept])
+    weights = refold(blobs, step, kept, aggregation, plan.layout, threads)
+    shares = aggregation.chosen.shares(
+        [discounted(one.examples or 0, one.staleness) for one in kept]
+    )
     digest = digest_of(weights, plan.layout)
     metrics: dict[str, float] = {}
     metrics_before = dict(step.record.coordinator_metrics)
@@ -94,11 +98,11 @@ def refold(
     blobs: BlobStore,
     step: CommittedRound,
     kept: Sequence[AssignmentRecord],
-    rule: Rule,
+    aggregation: Aggregation,
     layout: Layout,
     threads: int,
 ) -> Weights:
-    """The weights that these updates make of the round's base.
+    """The weights that these updates make of the round's base, and of the state at that base.
 
     Every blob is held against its digest first, so that weights which differ from the ledger's come
     of the fold, and of nothing that was damaged on disk.
@@ -108,6 +112,7 @@ def refold(
         UpdateError: the weights are unsound, and the round would have been abandoned.
     """
     base = verified_weights(blobs, step.record.base_weights_digest, layout)
+    server = _verified_step(blobs, step, aggregation, layout)
     for one in kept:
         if not blobs.exists(one.update_digest or ""):
             raise StorageError(
@@ -118,12 +123,23 @@ def refold(
     try:
         with ExitStack() as held:
             contributions = [contribution_of(blobs, layout, one, held) for one in kept]
-            weights = fold(rule, base, contributions, layout, threads)
+            weights = fold(aggregation.chosen, base, contributions, layout, threads, server)
     except FileNotFoundError as error:
         raise StorageError(f"{error.filename} was collected while it was read") from error
     if fault := fault_of(weights, layout):
         raise UpdateError(f"{step.name} would have made no version: {fault}")
     return weights
+
+
+def _verified_step(
+    blobs: BlobStore, step: CommittedRound, aggregation: Aggregation, layout: Layout
+) -> ServerStep | None:
+    """The server optimizer from where the round began, if it has one."""
+    if aggregation.optimizer is None:
+        return None
+    if step.record.base_optimizer_state_digest is not None:
+        check_blob(blobs, step.record.base_optimizer_state_digest)
+    return ServerStep(state_before(blobs, step.record, aggregation.optimizer, layout))
 
 
 def verified_weights(blobs: BlobStore, digest: str, layout: Layout) -> Weights:

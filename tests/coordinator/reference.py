@@ -13,6 +13,7 @@ from typing import Any
 
 from coordinator.aggregation.order import Contribution
 from coordinator.aggregation.rule import Rule, fold
+from coordinator.aggregation.server_optimizer import ServerState, ServerStep, first_state
 from coordinator.aggregation.soundness import fault_of
 from coordinator.aggregation.staleness import discounted
 from coordinator.jobs.job_spec import JobSpec
@@ -45,6 +46,7 @@ class Reference:
         self._checked: set[int] = set()
         self._specs: dict[int, JobSpec] = {}
         self._weights: dict[int, Weights] = {}
+        self._optimizer_states: dict[int, ServerState] = {}
         self.receipts: dict[int, str] = {}
         self.fates: dict[int, bool] = {}
         self.cancelled: set[int] = set()
@@ -60,6 +62,9 @@ class Reference:
         self._specs[job_id] = spec
         (version,) = self._rows("model_versions", job_id=job_id)
         self._weights[version["id"]] = first
+        optimizer = spec.aggregation.optimizer
+        if optimizer is not None:
+            self._optimizer_states[version["id"]] = first_state(optimizer, self._layout)
 
     def keep(self, update: Update) -> Update:
         """Keep a copy of an update that a client may send."""
@@ -210,24 +215,49 @@ class Reference:
         accepted += [row for row in late if row["folded_round_id"] == ended["id"]]
         rule = self._specs[ended["job_id"]].aggregation.chosen
         base = self._weights[ended["base_version_id"]]
-        weights = fold(rule, base, [self._contribution(row) for row in accepted], self._layout, 1)
-        assert not fault_of(weights, self._layout)
+        before = self._optimizer_states.get(ended["base_version_id"])
+        weights, state, fault = self._folded(rule, base, before, accepted)
+        assert not fault
         (version,) = self._rows("model_versions", round_id=ended["id"])
         assert version["parent_version_id"] == ended["base_version_id"]
         assert version["weights_digest"] == _digest(self._layout, weights), "other weights"
         self._weights[version["id"]] = weights
+        self._check_state(version, state)
         shares = rule.shares([discounted(row["examples"], row["staleness"]) for row in accepted])
         assert [row["weight"] for row in accepted] == shares
         for row in rows:
             assert row in accepted or row["weight"] is None
             if row["state"] == A.REJECTED and row["reason"].startswith(BY_THE_FOLD):
-                assert self._is_unsound(rule, base, row), f"refused without cause: {row['reason']}"
+                assert self._is_unsound(rule, base, before, row), (
+                    f"refused without cause: {row['reason']}"
+                )
 
-    def _is_unsound(self, rule: Rule, base: Weights, row: Row) -> bool:
+    def _check_state(self, version: Row, state: ServerState | None) -> None:
+        """A server optimizer's state commits with its version, and goes on from the one before."""
+        if state is None:
+            assert version["optimizer_state_digest"] is None
+            return
+        found = _digest(state.layout, state.weights)
+        assert version["optimizer_state_digest"] == found, "another state"
+        self._optimizer_states[version["id"]] = state
+
+    def _is_unsound(self, rule: Rule, base: Weights, before: ServerState | None, row: Row) -> bool:
         if row["update_digest"] in self.damaged:
             return True
-        alone = fold(rule, base, [self._contribution(row)], self._layout, 1)
-        return bool(fault_of(alone, self._layout))
+        return bool(self._folded(rule, base, before, [row])[2])
+
+    def _folded(
+        self, rule: Rule, base: Weights, before: ServerState | None, rows: Sequence[Row]
+    ) -> tuple[Weights, ServerState | None, str]:
+        """The weights and the state that these updates make, and what is wrong with them."""
+        server = None if before is None else ServerStep(before)
+        contributions = [self._contribution(row) for row in rows]
+        weights = fold(rule, base, contributions, self._layout, 1, server)
+        fault, state = fault_of(weights, self._layout), None
+        if server is not None:
+            state = server.after
+            fault = fault or fault_of(state.weights, state.layout)
+        return weights, state, fault
 
     def _contribution(self, row: Row) -> Contribution:
         digest = row["update_digest"]

@@ -45,7 +45,7 @@ from tests.coordinator.reference import Reference
 from tests.coordinator.rig import LEASE
 from tests.coordinator.simulation import Simulation
 from tests.system.device import Update, frames_of, make_update
-from tests.system.training import job_text
+from tests.system.training import job_text, toml
 
 CHAOS = os.environ.get("HEADWATER_CHAOS") == "1"
 HISTORIES = int(os.environ.get("HEADWATER_CHAOS_HISTORIES", "3000")) if CHAOS else 24
@@ -56,6 +56,7 @@ CLIENTS = 5
 DEADLINE = 120.0
 CHANGES = (0.25, 0.5, -0.125, -5.0)
 """The last makes a negative variance, which only the fold can see."""
+MOMENTUM = {"name": "momentum", "learning_rate": 0.5, "momentum": 0.9, "nesterov": True}
 
 FAILING = ("commit", "committed", "read", "write", "sync", "rename", "move", "sync folder")
 
@@ -132,6 +133,8 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
                     {"rule": "weighted_mean", "late": "fold", "largest_staleness": 0},
                     {"rule": "weighted_mean", "late": "fold", "largest_staleness": 1},
                     {"rule": "weighted_mean", "late": "fold"},
+                    {"rule": "weighted_mean", "server_optimizer": MOMENTUM},
+                    {"rule": "weighted_mean", "server_optimizer": MOMENTUM, "late": "fold"},
                 ]
             )
         ),
@@ -341,8 +344,11 @@ class History(RuleBasedStateMachine):
             event(text)
 
     def _submit(self, policy: dict[str, Any]) -> None:
-        rule = policy.pop("rule")
-        text = job_text(**policy) + f'[aggregation]\nrule = "{rule}"\n'
+        aggregation = {
+            key: policy.pop(key) for key in ("rule", "server_optimizer") if key in policy
+        }
+        table = "".join(f"{key} = {toml(value)}\n" for key, value in aggregation.items())
+        text = f"{job_text(**policy)}[aggregation]\n{table}"
         world = self.simulation.world
         world.blobs.write(self.plan.manifest.to_bytes())
         for member in self.plan.manifest.members:

@@ -159,6 +159,7 @@ def asked(replay: Callable[..., tuple[int, str]], *arguments: str, code: int = 0
         ("", [0.1, 0.2, 0.7]),
         ('rule = "median"', [1 / 3] * 3),
         ('rule = "trimmed_mean"\ntrim = 0.34', [1 / 3] * 3),
+        ('server_optimizer = { name = "momentum", learning_rate = 0.5 }', [0.1, 0.2, 0.7]),
     ],
 )
 def test_a_round_is_folded_to_the_same_bits(make_past, replay, table, shares) -> None:
@@ -228,6 +229,17 @@ def test_what_another_rule_would_have_made(past, replay, tmp_path) -> None:
     assert trimmed["replayed"]["digest"] == found["replayed"]["digest"]
     _, text = replay("1", "--rule", "trimmed_mean", "--trim", "0.4")
     assert "trimmed_mean trim 0.4, not weighted_mean" in text
+
+
+def test_the_server_optimizer_stays_unless_the_rule_is_a_robust_one(make_past, replay) -> None:
+    past = make_past('server_optimizer = { name = "momentum", learning_rate = 0.5 }')
+    own = asked(replay, "1", "--without", "c")["server_optimizer"]
+    assert own == {"name": "momentum", "learning_rate": 0.5, "momentum": 0.9, "nesterov": False}
+    assert re.search(r"^optimizer +momentum 0.9, learning rate 0.5$", replay("1")[1], re.M)
+    found = asked(replay, "1", "--rule", "median")
+    assert (found["server_optimizer"], found["equal"]) == (None, False)
+    assert "none, not momentum 0.9, learning rate 0.5" in replay("1", "--rule", "median")[1]
+    assert past.round.base_optimizer_state_digest is None
 
 
 def test_an_update_that_the_fold_refused_stays_out(make_past, replay) -> None:

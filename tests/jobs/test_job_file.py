@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.aggregation.momentum import Momentum
 from coordinator.aggregation.order_statistics import Median, TrimmedMean
 from coordinator.aggregation.rule import Rule
 from coordinator.aggregation.weighted_mean import WeightedMean
@@ -136,6 +137,21 @@ def test_defaults(job: str) -> None:
 def test_the_rule_of_aggregation(job: str, table: str, rule: Rule) -> None:
     spec = parse_job(f"{job}\n[aggregation]\n{table}", "job.toml")
     assert spec.aggregation.chosen == rule
+    assert JobSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+@pytest.mark.parametrize(
+    ("keys", "optimizer"),
+    [
+        ('name = "momentum"', Momentum(1.0, 0.9, False)),
+        ('name = "momentum", momentum = 0, learning_rate = 0.5', Momentum(0.5, 0.0, False)),
+        ('name = "momentum", nesterov = true, learning_rate = 0.7', Momentum(0.7, 0.9, True)),
+    ],
+)
+def test_the_server_optimizer(job: str, keys: str, optimizer: Momentum) -> None:
+    assert parse_job(job, "job.toml").aggregation.optimizer is None
+    spec = parse_job(f"{job}\n[aggregation]\nserver_optimizer = {{ {keys} }}", "job.toml")
+    assert spec.aggregation.optimizer == optimizer
     assert JobSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
@@ -415,6 +431,22 @@ def _aggregated(keys: str) -> tuple[str, str]:
         (*_aggregated('rule = "trimmed_mean"'),
          "27: [aggregation] trim: 0.1 of 3 updates cuts none: take a larger trim, or at least 10 "
          "updates (the fewest that a round commits)"),
+        (*_aggregated('rule = "median"\nserver_optimizer = { name = "momentum" }'),
+         "29: [aggregation] server_optimizer: only with weighted_mean; the rule is median"),
+        (*_aggregated('server_optimizer = { name = "adam" }'),
+         '28: [aggregation] server_optimizer.name = "adam": one of "momentum"'),
+        (*_aggregated('server_optimizer = "momentum"'),
+         '28: [aggregation] server_optimizer = "momentum": a table with name, learning_rate, '
+         "momentum, nesterov, not a text"),
+        (*_aggregated('server_optimizer = { name = "momentum", lr = 1 }'),
+         '28: [aggregation] server_optimizer.lr = 1: unknown key; did you mean "learning_rate"? '
+         "allowed: name, learning_rate, momentum, nesterov"),
+        (*_aggregated('server_optimizer = { name = "momentum", momentum = 1 }'),
+         "28: [aggregation] server_optimizer.momentum = 1: at least 0 and below 1"),
+        (*_aggregated('server_optimizer = { name = "momentum", learning_rate = 0 }'),
+         "28: [aggregation] server_optimizer.learning_rate = 0: above 0"),
+        (*_aggregated('server_optimizer = { name = "momentum", momentum = 0, nesterov = true }'),
+         "28: [aggregation] server_optimizer.nesterov = true: only with momentum above 0"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_reported_with_its_line(job: str, old: str, new: str, message: str) -> None:

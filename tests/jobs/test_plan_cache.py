@@ -14,8 +14,8 @@ import pytest
 from coordinator.author import compile_job
 from coordinator.compiler import compile as compiler
 from coordinator.compiler.plan_cache import PlanCache
+from coordinator.jobs.aggregation_spec import Aggregation
 from coordinator.jobs.job_file import read_job
-from coordinator.jobs.job_spec import Aggregation
 from tests.jobs.test_author import JOB, MODEL
 from tests.plans import compiled
 

@@ -1,6 +1,6 @@
 """A history whose blobs are really in a store: all states of rounds, two jobs, nothing wrong."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
 
@@ -30,6 +30,7 @@ class StoredHistory:
 
     update: str
     weights: str
+    optimizer_state: str
     plan_member: str
 
 
@@ -137,6 +138,13 @@ class Author:
         content = f"weights {step.job_reference} {step.number}".encode()
         is_training = step.purpose is RoundPurpose.TRAIN
         version = NewVersion(self.store.write(content), len(content)) if is_training else None
+        if version is not None and step.job_reference == "letters":
+            state = f"state {step.job_reference} {step.number}".encode()
+            version = replace(
+                version,
+                optimizer_state_digest=self.store.write(state),
+                optimizer_state_size_bytes=len(state),
+            )
         self.world.close(step)
         self.world.write(
             lambda s: rounds.commit(
@@ -160,7 +168,7 @@ def make_history(world: World, store: BlobDirectory) -> StoredHistory:
     """Job digits: rounds 1 and 2 committed, 3 abandoned, 4 open; evaluation round 3 committed.
 
     An update of round 2 was rejected by the fold, one of round 4 is accepted and one on its way.
-    Job letters began from digits@1 and is completed after a round.
+    Job letters has a server optimizer, began from digits@1 and is completed after a round.
     """
     author = Author(world, store)
     for name in ("a", "b"):
@@ -181,11 +189,13 @@ def make_history(world: World, store: BlobDirectory) -> StoredHistory:
     step = author.open(digits, 4)
     author.accept(step, 0)
     author.invite(step, 1)
-    letters = author.job("letters", parent=digits.latest_version_id)
+    spec = {"aggregation": {"server_optimizer": {"name": "momentum"}}}
+    letters = author.job("letters", spec, parent=digits.latest_version_id)
     author.train(letters, 1)
     world.state("letters", JobState.COMPLETED)
     return StoredHistory(
         update=sha256(b"update digits 1 0").hexdigest(),
         weights=sha256(b"weights digits 1").hexdigest(),
+        optimizer_state=sha256(b"state letters 1").hexdigest(),
         plan_member=sha256(b"train graph").hexdigest(),
     )

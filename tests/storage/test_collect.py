@@ -1,5 +1,6 @@
 """Garbage collection over both databases: what goes, what stays, and races with writers."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
@@ -33,8 +34,8 @@ def run(world: World, store: BlobDirectory, hours: int = 0, keep: int = 2) -> Co
     return collect.collect(world.database, store, now=now, keep_update_rounds=keep)
 
 
-def one_round(world: World, store: BlobDirectory, number: int) -> RoundRecord:
-    """A round whose update and weights are really in the store."""
+def one_round(world: World, store: BlobDirectory, number: int, state: bytes = b"") -> RoundRecord:
+    """A round whose update, weights and server optimizer's state are really in the store."""
     step = world.open_round(world.job() if number == 1 else job(world), number, ["id-a"])
     assignment = step.assignments[0].id
     update, weights = f"update {number}".encode(), f"weights {number}".encode()
@@ -44,6 +45,12 @@ def one_round(world: World, store: BlobDirectory, number: int) -> RoundRecord:
     )
     world.close(step)
     version = NewVersion(store.write(weights), len(weights))
+    if state:
+        version = replace(
+            version,
+            optimizer_state_digest=store.write(state),
+            optimizer_state_size_bytes=len(state),
+        )
     return world.write(
         lambda s: rounds.commit(
             s,
@@ -96,6 +103,36 @@ def test_the_same_bytes_in_a_kept_round_keep_the_blob(world: World, store: BlobD
     report = run(world, store)
     assert (report.updates_released, report.blobs_removed) == (2, 0)
     assert store.exists(sha256(content).hexdigest())
+
+
+def test_a_state_stays_as_long_as_an_update_of_a_round_from_it_and_the_newest_for_good(
+    world: World, store: BlobDirectory
+) -> None:
+    """The state of version N is what round N + 1 began from."""
+    world.client("a")
+    states = [f"state {number}".encode() for number in range(1, 6)]
+    for number, state in enumerate(states, 1):
+        one_round(world, store, number, state)
+
+    def kept() -> list[int]:
+        digests = (sha256(state).hexdigest() for state in states)
+        return [number for number, one in enumerate(digests, 1) if store.exists(one)]
+
+    for keep, left in ((None, [1, 2, 3, 4, 5]), (2, [3, 4, 5]), (1, [4, 5]), (0, [5])):
+        collect.collect(world.database, store, now=datetime.now(UTC), keep_update_rounds=keep)
+        assert kept() == left
+    step = world.open_round(job(world), 6, ["id-a"])
+    assert step.base_optimizer_state_digest == sha256(states[-1]).hexdigest()
+
+
+def test_a_state_that_two_versions_share_stays_for_the_newer(
+    world: World, store: BlobDirectory
+) -> None:
+    world.client("a")
+    for number in (1, 2, 3):
+        one_round(world, store, number, b"the same")
+    run(world, store, keep=0)
+    assert store.exists(sha256(b"the same").hexdigest())
 
 
 def test_an_unfinished_round_keeps_its_updates(world: World, store: BlobDirectory) -> None:

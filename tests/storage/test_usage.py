@@ -38,6 +38,7 @@ def test_every_file_is_counted_under_what_it_is_for(
     updates = [f"update digits {n}" for n in ("1 0", "1 1", "2 0", "2 1", "3 0", "4 0")]
     updates += [f"update letters 1 {at}" for at in (0, 1)]
     assert found.blobs == {
+        "optimizer state": Amount(1, len("state letters 1")),
         "plan": Amount(2, len("train graph") + len('{"name": "tiny"}')),
         "update": Amount(8, sum(map(len, updates))),
         "weights": Amount(5, 3 * len("weights digits 0") + 2 * len("weights letters 0")),

@@ -37,11 +37,11 @@ def test_a_sound_history_has_nothing_wrong(
     world: World, store: BlobDirectory, made: StoredHistory
 ) -> None:
     report = verify(world.database, store)
-    # Two members of the plan, 3 + 2 versions; updates: 2, 1 not rejected, 1, 1 and 2.
+    # Two members of the plan, 3 + 2 versions, a state; updates: 2, 1 not rejected, 1, 1 and 2.
     sizes = sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file())
     rejected = len("update digits 2 1")
     assert report == Verification(
-        jobs=2, versions=5, rounds=6, assignments=12, blobs=14, bytes=sizes - rejected, findings=[]
+        jobs=2, versions=5, rounds=6, assignments=12, blobs=15, bytes=sizes - rejected, findings=[]
     )
     assert verify(world.database, store, quick=True) == report
 
@@ -108,6 +108,16 @@ DAMAGES = {
     ),
     "UPDATE rounds SET base_version_id = 1 WHERE job_id = 2": (
         "job letters: round 1 began from another job's version"
+    ),
+    # The server optimizer's states.
+    "UPDATE model_versions SET optimizer_state_digest = NULL WHERE number = 1 AND job_id = 2": (
+        "job letters: version 1 lacks the server optimizer's state"
+    ),
+    "UPDATE model_versions SET optimizer_state_digest = weights_digest WHERE id = 2": (
+        "job digits: version 1 has a state of no server optimizer"
+    ),
+    "UPDATE model_versions SET optimizer_state_digest = weights_digest WHERE job_id = 2": (
+        "job letters: version 0 has a state of no server optimizer"
     ),
     # The round.
     f"UPDATE rounds SET state = 'gone' WHERE id = {ROUND_1}": (
@@ -211,6 +221,7 @@ def test_a_cancelled_job_may_have_a_round_that_is_still_to_be_abandoned(
 BLOBS = {
     "update": "job digits, round 1, assignment 1, blob {}: the update",
     "weights": "job digits, blob {}: the weights of version 1",
+    "optimizer_state": "job letters, blob {}: the server optimizer's state of version 1",
     "plan_member": "blob {}: train.onnx of plan tiny",
 }
 
@@ -259,9 +270,9 @@ def test_a_blob_whose_row_tells_another_size(
     where = BLOBS[kind].format(digest)
     lines = found(world, store, quick=True)
     assert f"{where} has {store.size(digest)} bytes in its file, not 3" in lines
-    # A plan says nothing of its members' sizes.
+    # A plan says nothing of its members' sizes, nor a version of its state's.
     row_says = f"{where} has {store.size(digest)} bytes, and 3 in blobs"
-    assert (row_says in lines) == (kind != "plan_member")
+    assert (row_says in lines) == (kind in ("update", "weights"))
 
 
 def test_an_update_without_a_row_of_its_blob(
