@@ -133,7 +133,7 @@ class AssignmentRunner:
                 if feedback.old is not None:
                     summary.residual_norm = feedback.old.norm
                     age = assignment.round_number - feedback.old.round_number
-                    summary.residual_age_rounds = max(0, age)
+                    summary.residual_age_rounds = age
             encoder = UpdateEncoder(
                 base,
                 trained,
@@ -147,7 +147,6 @@ class AssignmentRunner:
 
     def _proposal(self, assignment: Assignment, count: int) -> AbstractContextManager[Proposal]:
         return self._residuals.proposal(
-            self._coordinator,
             assignment.job,
             assignment.plan_digest,
             assignment_id=assignment.assignment_id,

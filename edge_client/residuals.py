@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from headwater.errors import StorageError
 from headwater.updates import Block
 
 _HEADER = struct.Struct("<8sQQ")
+_CHECKSUM = struct.Struct("<I")
 _MAGIC = b"residual"
 _SUFFIX = ".residual"
 
@@ -52,6 +54,7 @@ class Proposal:
 
     def __init__(self, old: Residual | None, file: BinaryIO) -> None:
         self.old = old
+        self.checksum = 0
         self._file = file
 
     def before(self, block: Block) -> NDArray[np.float32] | None:
@@ -60,30 +63,39 @@ class Proposal:
 
     def keep(self, block: Block, residual: NDArray[np.float32]) -> None:
         """See `Feedback.keep`."""
-        self._file.write(residual.astype("<f4", copy=False).tobytes())
+        values = residual.astype("<f4", copy=False).tobytes()
+        self.checksum = zlib.crc32(values, self.checksum)
+        self._file.write(values)
 
 
 class Residuals:
-    """The residuals of one client, of its latest `kept` jobs: each may be as large as a model."""
+    """The residuals of one client, of its latest `kept` jobs: each may be as large as a model, and
+    a job has two at most, what is to be brought and what is proposed.
 
-    def __init__(self, folder: Path, kept: int = 4) -> None:
+    The folder may have those for other coordinators too: assignments of the same numbers are not
+    the same.
+    """
+
+    def __init__(self, folder: Path, coordinator: str, kept: int = 4) -> None:
         durable_files.make_folder(folder, 0o700)
         durable_files.clear_unfinished(folder)
         self._folder = folder
+        self._home = _hashed(coordinator)
         self._kept = kept
 
     def awaited(self) -> list[int]:
         """The assignments whose fate is not known."""
         return sorted(int(path.name.split(".")[1]) for path in self._proposals())
 
-    def load(self, coordinator: str, job: str, plan_digest: str, count: int) -> Residual | None:
-        """What the job's next update is to bring; None for nothing.
+    def load(self, job: str, plan_digest: str, *, round_number: int, count: int) -> Residual | None:
+        """What the job's update of a round is to bring; None for nothing.
 
-        One that is damaged, or has not `count` values, is dropped with a warning.
+        One that is damaged, has not `count` values, or is not of an earlier round (the coordinator
+        began anew, or from a backup) is dropped with a warning.
         """
-        path = self._folder / f"{_key(coordinator, job, plan_digest)}{_SUFFIX}"
+        path = self._folder / f"{self._key(job, plan_digest)}{_SUFFIX}"
         try:
-            return _read(path, count)
+            return _read(path, round_number, count)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -94,7 +106,6 @@ class Residuals:
     @contextmanager
     def proposal(
         self,
-        coordinator: str,
         job: str,
         plan_digest: str,
         *,
@@ -109,14 +120,16 @@ class Residuals:
         Raises:
             StorageError: the disk is full or failed.
         """
-        key = _key(coordinator, job, plan_digest)
-        for path in self._proposals(key):
+        key = self._key(job, plan_digest)
+        for path in self._folder.glob(f"{key}.*{_SUFFIX}"):
             durable_files.remove(path)
-        self._forget_oldest(self._proposals())
-        old = self.load(coordinator, job, plan_digest, count)
+        self._forget_oldest(key)
+        old = self.load(job, plan_digest, round_number=round_number, count=count)
         with durable_files.new_file(self._folder / f"{key}.{assignment_id}{_SUFFIX}") as file:
             file.write(_HEADER.pack(_MAGIC, count, round_number))
-            yield Proposal(old, file)
+            proposal = Proposal(old, file)
+            yield proposal
+            file.write(_CHECKSUM.pack(proposal.checksum))
 
     def settle(self, assignment_id: int, *, folded: bool) -> None:
         """The coordinator's word on an update: take what it proposed, or drop it.
@@ -130,35 +143,54 @@ class Residuals:
                     continue
                 if folded:
                     durable_files.adopt(path, self._folder / f"{key}{_SUFFIX}")
-                    self._forget_oldest(self._decided())
                 else:
                     durable_files.remove(path)
         except StorageError as error:
             _log.warning("what an update left out stays undecided: %s", error)
 
-    def _proposals(self, key: str = "*") -> list[Path]:
-        return list(self._folder.glob(f"{key}.*{_SUFFIX}"))
+    def _key(self, job: str, plan_digest: str) -> str:
+        return f"{self._home}{_hashed(job, plan_digest)}"
 
-    def _decided(self) -> list[Path]:
-        return [path for path in self._folder.glob(f"*{_SUFFIX}") if path.name.count(".") == 1]
+    def _proposals(self) -> list[Path]:
+        return list(self._folder.glob(f"{self._home}*.*{_SUFFIX}"))
 
-    def _forget_oldest(self, paths: list[Path]) -> None:
-        for path in sorted(paths, key=os.path.getmtime)[: -self._kept]:
-            durable_files.remove(path)
+    def _forget_oldest(self, key: str) -> None:
+        """Make room for a job of this key.
+
+        Others go whole: without what an update proposes, what it brought would be brought again.
+        """
+        files: dict[str, list[Path]] = {}
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}"), key=os.path.getmtime, reverse=True):
+            files.setdefault(path.name.partition(".")[0], []).append(path)
+        files.pop(key, None)
+        for paths in list(files.values())[self._kept - 1 :]:
+            for path in paths:
+                durable_files.remove(path)
 
 
-def _key(coordinator: str, job: str, plan_digest: str) -> str:
-    return hashlib.sha256(f"{coordinator}\n{job}\n{plan_digest}".encode()).hexdigest()[:32]
+def _hashed(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _read(path: Path, count: int) -> Residual:
+def _read(path: Path, before_round: int, count: int) -> Residual:
     with path.open("rb") as file:
         magic, size, round_number = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size))
-    if (magic, size) != (_MAGIC, count) or path.stat().st_size != _HEADER.size + 4 * count:
+        file.seek(-_CHECKSUM.size, os.SEEK_END)
+        (checksum,) = _CHECKSUM.unpack(file.read())
+    whole = _HEADER.size + 4 * count + _CHECKSUM.size
+    if (magic, size) != (_MAGIC, count) or path.stat().st_size != whole:
         raise ValueError(f"it does not hold {count} values")
-    if not count:
-        return Residual(round_number, np.empty(0, np.float32))
-    return Residual(round_number, np.memmap(path, "<f4", "r", _HEADER.size, (count,)))
+    if round_number >= before_round:
+        raise ValueError(f"it is of round {round_number}, and round {before_round} is under way")
+    values: NDArray[np.float32] = np.empty(0, np.float32)
+    if count:
+        values = np.memmap(path, "<f4", "r", _HEADER.size, (count,))
+    found = 0
+    for part in _parts(values):
+        found = zlib.crc32(part.data, found)
+    if found != checksum:
+        raise ValueError("its checksum does not hold")
+    return Residual(round_number, values)
 
 
 def _parts(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

@@ -80,7 +80,7 @@ class Session:
         self._device = choose_device(self._backend, settings.device)
         self._cache = BlobCache(state.cache, settings.cache_bytes)
         self._journal = Journal(state.updates)
-        self._residuals = Residuals(state.residuals)
+        self._residuals = Residuals(state.residuals, settings.coordinator)
         self._workbench = Workbench(
             self._cache,
             settings.data,

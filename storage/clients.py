@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from storage import events
 from storage.names import free_name, unknown
-from storage.records import AssignmentState, ClientRecord
+from storage.records import ClientRecord
 from storage.schema import Assignment, Client
 from storage.views import client_record
 
@@ -78,14 +78,16 @@ def set_ineligible(
 
 
 def upload_speeds(session: Session, *, client_ids: Iterable[str]) -> dict[str, float]:
-    """The bytes a second of each client's last accepted updates, where it had any."""
+    """The bytes a second of each client's last uploads, where it had any.
+
+    Late ones count too: a link that is slow shows by them alone.
+    """
     speeds = {}
     for client_id in client_ids:
         query = (
             select(Assignment.bytes_up, Assignment.upload_seconds)
             .where(
                 Assignment.client_id == client_id,
-                Assignment.state == AssignmentState.ACCEPTED,
                 Assignment.bytes_up > 0,
                 Assignment.upload_seconds > 0,
             )

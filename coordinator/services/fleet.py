@@ -33,7 +33,7 @@ from headwater.v1 import fleet_pb2, fleet_pb2_grpc
 from storage import clients as client_repository
 from storage import rounds as round_repository
 from storage.blob_store import BlobStore
-from storage.records import AssignmentState
+from storage.records import AssignmentRecord, AssignmentState
 from storage.transitions import UNFINISHED_ASSIGNMENTS
 
 _log = logging.getLogger("headwater.fleet")
@@ -271,7 +271,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             if live.record.id != held:
                 send_assignment(self._world, run, live)
         known = [live.record.id for _, live in owed]
-        if not held or held in known or self._awaits_fold(attendee.client_id, held):
+        if not held or held in known:
             return
         if (outcome := await self._outcome(attendee.client_id, held)) is not None:
             attendee.push(outcome)
@@ -280,8 +280,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         """Push the fates that it awaits, where they are known: those of ended rounds."""
         hello = attendee.hello
         for assignment_id in hello.awaited_assignment_ids:
-            held = assignment_id == hello.held_assignment_id
-            if held or self._awaits_fold(attendee.client_id, assignment_id):
+            if assignment_id == hello.held_assignment_id:
                 continue
             try:
                 read = partial(round_repository.assignment, assignment_id=assignment_id)
@@ -290,18 +289,25 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 continue
             if record.client_id != attendee.client_id or record.state in UNFINISHED_ASSIGNMENTS:
                 continue
+            if await self._awaits_fold(record):
+                continue
             # A late one that is held counts as folded from its receipt on.
             is_late = record.state is AssignmentState.LATE and is_held(record)
             folded = is_late or record.weight is not None
             attendee.push(fate_message(record.id, record.state, record.reason, folded=folded))
 
-    def _awaits_fold(self, client_id: str, assignment_id: int) -> bool:
-        """Whether its update is accepted and its round goes on: its fate is told when that ends."""
-        try:
-            found = self._engine.find(assignment_id, client_id)
-        except NotFoundError:  # another client's
+    async def _awaits_fold(self, record: AssignmentRecord) -> bool:
+        """Whether its update is accepted and its round goes on: its fate is told when that ends.
+
+        Where memory does not know the round its ledger does: it has not ended either while its job
+        cannot be taken up.
+        """
+        if record.state is not AssignmentState.ACCEPTED or record.weight is not None:
             return False
-        return found is not None and found[1].state is AssignmentState.ACCEPTED
+        if self._engine.find(record.id, record.client_id) is not None:
+            return True
+        read = partial(round_repository.get, round_id=record.round_id)
+        return (await self._world.database.read(read)).ended_at is None
 
     async def _outcome(self, client_id: str, assignment_id: int) -> fleet_pb2.AttendResponse | None:
         """What ends a client's work on an assignment that is not pending; None where it goes on."""
@@ -315,6 +321,8 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             return cancel_message(assignment_id, reason)
         if record.state is AssignmentState.LATE and is_held(record):
             return None  # it offers the update again, and learns then that it is held
+        if await self._awaits_fold(record):
+            return None
         if record.state in _ENDED_BY_THEIR_CLIENT:
             folded = record.weight is not None
             return fate_message(record.id, record.state, record.reason, folded=folded)

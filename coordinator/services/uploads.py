@@ -197,7 +197,10 @@ class Uploads:
             with suppress(StorageError):  # the first failure is the one to tell
                 await self._world.work(upload.pause)
             raise
+        # Of what came in earlier streams the seconds are not known: they count at this one's pace.
+        came = upload.offset_bytes - header.from_byte
         seconds = self._world.clock.monotonic() - began
+        seconds *= upload.offset_bytes / came if came else 0.0
         accept = partial(self._accept, run, live, offer, upload.norm, upload.offset_bytes, seconds)
         try:
             return await accept()
@@ -299,7 +302,7 @@ class Uploads:
         facts = UpdateFacts(
             digest=offer.digest,
             size_bytes=offer.size_bytes,
-            encoding=offer.encoding,
+            encoding=live.record.update_encoding or "fp32",
             examples=offer.summary.examples,
             metrics_before=dict(offer.summary.metrics_before),
             metrics_after=dict(offer.summary.metrics_after),

@@ -141,22 +141,22 @@ LAYOUT = Layout((TensorSpec("w", (4,), "float32", Role.TRAINABLE),))
 def propose(residuals: Residuals, number: int, values: list[float], job: str = "j") -> None:
     (block,) = blocks_of(LAYOUT)
     with residuals.proposal(
-        "here:1", job, "p", assignment_id=number, round_number=number, count=4
+        job, "p", assignment_id=number, round_number=number, count=4
     ) as proposal:
         proposal.keep(block, np.array(values, np.float32))
 
 
 def brought(residuals: Residuals, job: str = "j", plan: str = "p", count: int = 4):
-    found = residuals.load("here:1", job, plan, count)
+    found = residuals.load(job, plan, round_number=100, count=count)
     return None if found is None else (found.round_number, found.values.tolist())
 
 
 def test_residuals_belong_to_one_job_plan_and_layout(tmp_path: Path) -> None:
-    residuals = Residuals(tmp_path)
+    residuals = Residuals(tmp_path, "here:1")
     propose(residuals, 1, [1, 2, 3, 4])
     assert brought(residuals) is None and residuals.awaited() == [1]
     residuals.settle(1, folded=True)
-    assert brought(Residuals(tmp_path)) == (1, [1, 2, 3, 4])
+    assert brought(Residuals(tmp_path, "here:1")) == (1, [1, 2, 3, 4])
     assert brought(residuals, plan="q") is None
     assert brought(residuals, job="k") is None
     residuals.settle(1, folded=False)  # the word came twice
@@ -165,9 +165,56 @@ def test_residuals_belong_to_one_job_plan_and_layout(tmp_path: Path) -> None:
     assert brought(residuals) is None
 
 
+def test_the_word_of_one_coordinator_decides_nothing_of_another(tmp_path: Path) -> None:
+    """Both number their assignments from one."""
+    here, there = Residuals(tmp_path, "here:1"), Residuals(tmp_path, "there:1")
+    propose(here, 1, [1, 2, 3, 4])
+    assert there.awaited() == []
+    there.settle(1, folded=True)
+    assert here.awaited() == [1]
+    there.settle(1, folded=False)
+    assert here.awaited() == [1] and brought(here) is None
+
+
+def test_what_is_of_a_round_to_come_is_dropped(tmp_path: Path, caplog) -> None:
+    """The coordinator began anew, under the same address and with the same job."""
+    residuals = Residuals(tmp_path, "here:1")
+    propose(residuals, 5, [1, 2, 3, 4])
+    residuals.settle(5, folded=True)
+    assert residuals.load("j", "p", round_number=6, count=4) is not None
+    assert residuals.load("j", "p", round_number=5, count=4) is None
+    assert "it is of round 5" in caplog.text
+    assert brought(residuals) is None
+
+
+def test_what_rotted_on_the_disk_is_not_brought(tmp_path: Path, caplog) -> None:
+    residuals = Residuals(tmp_path, "here:1")
+    propose(residuals, 1, [1, 2, 3, 4])
+    residuals.settle(1, folded=True)
+    (path,) = tmp_path.glob("*.residual")
+    content = bytearray(path.read_bytes())
+    content[24 + 3] ^= 0x7F  # the first value's exponent
+    path.write_bytes(content)
+    assert brought(residuals) is None
+    assert "its checksum does not hold" in caplog.text
+
+
+def test_a_job_is_forgotten_whole(tmp_path: Path) -> None:
+    """An old residual whose update's fate can have no effect any more would be brought twice."""
+    residuals = Residuals(tmp_path, "here:1", kept=2)
+    propose(residuals, 1, [1, 2, 3, 4], "a")
+    residuals.settle(1, folded=True)
+    propose(residuals, 2, [5, 6, 7, 8], "a")
+    for number, job in enumerate("bcd", 3):
+        propose(residuals, number, [number] * 4, job)
+    assert residuals.awaited() == [4, 5]
+    residuals.settle(2, folded=True)
+    assert brought(residuals, "a") is None
+
+
 @pytest.mark.parametrize("content", [b"", b"residual", bytes(40), b"x" * 60])
 def test_a_damaged_residual_is_dropped_with_a_warning(tmp_path, caplog, content: bytes) -> None:
-    residuals = Residuals(tmp_path)
+    residuals = Residuals(tmp_path, "here:1")
     propose(residuals, 1, [1, 2, 3, 4])
     residuals.settle(1, folded=True)
     (path,) = tmp_path.glob("*.residual")
@@ -178,19 +225,19 @@ def test_a_damaged_residual_is_dropped_with_a_warning(tmp_path, caplog, content:
 
 
 def test_an_update_that_cannot_be_made_proposes_nothing(tmp_path: Path) -> None:
-    residuals = Residuals(tmp_path)
-    proposal = residuals.proposal("here:1", "j", "p", assignment_id=1, round_number=1, count=4)
+    residuals = Residuals(tmp_path, "here:1")
+    proposal = residuals.proposal("j", "p", assignment_id=1, round_number=1, count=4)
     with pytest.raises(ValueError, match="broken"), proposal:
         raise ValueError("broken")
     assert residuals.awaited() == [] and not list(tmp_path.iterdir())
 
 
 def test_only_the_latest_jobs_are_kept(tmp_path: Path) -> None:
-    residuals = Residuals(tmp_path, kept=2)
+    residuals = Residuals(tmp_path, "here:1", kept=2)
     for number, job in enumerate("abc", 1):
         propose(residuals, number, [number] * 4, job)
         residuals.settle(number, folded=True)
     assert [brought(residuals, job) is None for job in "abc"] == [True, False, False]
     for number, job in enumerate("def", 4):
         propose(residuals, number, [number] * 4, job)
-    assert len(residuals.awaited()) <= 3
+    assert residuals.awaited() == [5, 6]

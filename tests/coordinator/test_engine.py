@@ -2,15 +2,17 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from coordinator.compiler.compiled_plan import CompiledPlan
+from coordinator.engine import closing
 from coordinator.engine.job_loop import RETRY_SECONDS, JobLoop
 from coordinator.engine.live import JobRun
 from coordinator.engine.policy import ABANDONED_IN_A_ROW
@@ -203,6 +205,53 @@ async def test_a_pause_that_the_database_refused_is_written_when_it_is_back(rig:
     assert refused and record.state is JobState.PAUSED
     assert record.state_reason == "5 rounds in a row were abandoned"
     assert record.last_round_number == ABANDONED_IN_A_ROW
+
+
+async def test_a_commit_whose_answer_was_lost_is_told_all_the_same(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clients attend all the time: nothing but the fate says what their residuals become."""
+    real, lost = rig.world.database.write, list[object]()
+
+    async def write(work: Callable[..., Any]) -> Any:
+        done = await real(work)
+        if getattr(work, "func", None) is closing._write_commit and not lost:
+            lost.append(work)
+            raise UnavailableError("the database went away")
+        return done
+
+    monkeypatch.setattr(rig.world.database, "write", write)
+    (a,) = await rig.attend("a")
+    job = await rig.submit(cohort="1")
+    assignment = await a.assigned()
+    await a.deliver(assignment)
+    await rig.news(job, "waits for the coordinator's storage")
+    await rig.clock.jump(RETRY_SECONDS)
+    fate = (await a.next("fate")).fate
+    assert (fate.assignment_id, fate.state, fate.folded) == (
+        assignment.assignment_id,
+        A.ACCEPTED,
+        True,
+    )
+    assert (await a.assigned()).round_number == 2
+
+
+async def test_an_update_whose_round_has_not_ended_has_no_fate_yet(rig: Rig) -> None:
+    """Neither where its job could not be taken up, and memory knows nothing of it."""
+    a, b = await rig.attend("a", "b")
+    job = await rig.submit()
+    assignment = await a.assigned()
+    await b.assigned()
+    await a.deliver(assignment)
+    run = rig.engine.runs.pop(job)
+    fleet = FleetService(rig.engine, rig.uploads, insecure=True)
+    hello = a.attendee.hello
+    hello.awaited_assignment_ids[:] = [assignment.assignment_id]
+    await fleet._send_awaited(a.attendee)
+    hello.held_assignment_id = assignment.assignment_id
+    await fleet._send_owed(a.attendee)
+    assert a.attendee.outbox.empty()
+    rig.engine.runs[job] = run
 
 
 async def _abandon(rig: Rig, device: Device, job: str, numbers: Iterable[int]) -> None:

@@ -21,9 +21,11 @@ from headwater import steps
 from headwater.errors import ConflictError, NotFoundError, UnavailableError
 from headwater.layout import Layout, Role, TensorSpec
 from headwater.v1 import fleet_pb2 as pb
-from storage import jobs, rounds
+from storage import clients, jobs, rounds
 from storage.database import Database
 from storage.records import AssignmentState, RoundPurpose, UpdateFacts
+from storage.schema import Assignment
+from tests.coordinator.rig import JumpingClock
 from tests.storage.world import World as Rows
 from tests.system.device import Update, frames_of, make_update
 from tests.system.training import job_text
@@ -74,13 +76,15 @@ class Desk:
         self.uploads = Uploads(self.engine, limit)
         self.a, self.b = self.run.round.assignments.values()
 
-    async def offer(self, live: LiveAssignment, update: Update | None = UPDATE) -> pb.OfferResponse:
+    async def offer(
+        self, live: LiveAssignment, update: Update | None = UPDATE, encoding: str = "fp32"
+    ) -> pb.OfferResponse:
         request = pb.OfferRequest(
             assignment_id=live.record.id,
             client_id=live.record.client_id,
             digest=update.digest if update else "",
             size_bytes=len(update.encoded) if update else 0,
-            encoding="fp32",
+            encoding=encoding,
             summary=pb.UpdateSummary(examples=10, metrics_after={"loss": 1.0}),
         )
         found = self.engine.find(live.record.id, live.record.client_id)
@@ -132,8 +136,8 @@ MakeDesk = Callable[..., Desk]
 def desk(world: World, rows: Rows) -> MakeDesk:
     """Makes the desk; on the event loop, where it is used."""
 
-    def make(purpose: RoundPurpose = RoundPurpose.TRAIN, limit: int = 16) -> Desk:
-        return Desk(world, rows, purpose, limit)
+    def make(purpose: RoundPurpose = RoundPurpose.TRAIN, limit: int = 16, **changed: Any) -> Desk:
+        return Desk(replace(world, **changed), rows, purpose, limit)
 
     return make
 
@@ -250,6 +254,47 @@ def test_an_accepted_update_sent_again_gets_the_same_receipt(desk: MakeDesk, whe
             await it.submit(it.a, sent(), client_id="id-b")
         with pytest.raises(NotFoundError, match="no assignment of id 999"):
             await it.submit(it.a, sent(), assignment_id=999)
+
+    go(test())
+
+
+def test_what_came_in_earlier_streams_makes_a_link_no_faster(desk: MakeDesk) -> None:
+    """`auto` chooses by the pace: 24 bytes in ten seconds, and after a break 16 in ten more."""
+
+    async def test() -> None:
+        clock = JumpingClock()
+        it = desk(clock=clock)
+
+        async def slow(first: int, last: int) -> AsyncIterator[pb.SubmitRequest]:
+            for frame in frames_of(UPDATE)[first:last]:
+                clock.seconds += 10
+                yield pb.SubmitRequest(frame=frame)
+
+        header = pb.SubmitHeader(
+            assignment_id=it.a.record.id, client_id=it.a.record.client_id, digest=UPDATE.digest
+        )
+        await it.offer(it.a)
+        with pytest.raises(ConflictError, match="broke off at byte 24"):
+            await it.uploads.received(header, slow(0, 1))
+        header.from_byte = (await it.offer(it.a)).from_byte
+        await it.uploads.received(header, slow(1, 2))
+        row = it.rows.read(lambda s: rounds.assignment(s, assignment_id=it.a.record.id))
+        assert (row.bytes_up, row.upload_seconds) == (40, 25.0)
+        speeds = it.rows.read(lambda s: clients.upload_speeds(s, client_ids=["id-a", "id-b"]))
+        assert speeds == {"id-a": 1.6}
+        # A link that is slow may bring nothing in time.
+        it.rows.write(lambda s: setattr(s.get(Assignment, row.id), "state", AssignmentState.LATE))
+        assert speeds == it.rows.read(lambda s: clients.upload_speeds(s, client_ids=["id-a"]))
+
+    go(test())
+
+
+def test_an_evaluation_says_nothing_of_encodings(desk: MakeDesk) -> None:
+    async def test() -> None:
+        it = desk(RoundPurpose.EVALUATE)
+        await it.offer(it.a, None, encoding="\0" + "x" * 10_000)
+        row = it.rows.read(lambda s: rounds.assignment(s, assignment_id=it.a.record.id))
+        assert (row.state, row.update_encoding) == (AssignmentState.ACCEPTED, "fp32")
 
     go(test())
 

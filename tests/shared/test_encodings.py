@@ -99,6 +99,14 @@ def test_the_largest_values_are_the_ones_that_are_kept() -> None:
     np.testing.assert_allclose(decoded[kept], change[kept], rtol=2**-8)
 
 
+def test_of_those_that_are_alike_the_first_are_kept() -> None:
+    """On every processor: a partition of places takes others with wider registers."""
+    change = np.full(1000, -0.5, np.float32)
+    change[[3, 990]] = 1.0, 0.25
+    decoded = round_trip(encoding_named("topk:0.01"), change)
+    assert np.flatnonzero(decoded).tolist() == list(range(10))
+
+
 def test_sizes() -> None:
     """Of float32, for a whole block: a quarter, 1/7.5, and under one percent."""
     change, raw = drawn(BLOCK_ELEMENTS), 4 * BLOCK_ELEMENTS
@@ -124,7 +132,8 @@ def test_uniform_draws() -> None:
 @pytest.mark.parametrize(
     "name",
     ["", "int3", "fp32+", "fp32+zstd+zstd", "topk", "topk:0", "topk:1.5", "topk:nan", "topk:-0.1",
-     "topk:0.1:fp32", "topk:0.1:int4", "bf16:int8", "topk:" + "9" * 100, "topk:1e-", "zstd"],
+     "topk:0.1:fp32", "topk:0.1:int4", "bf16:int8", "topk:" + "9" * 100, "topk:1e-", "zstd",
+     "fp32" + 5000 * "+zstd"],
 )  # fmt: skip
 def test_a_name_that_is_none_is_refused_with_those_that_are(name: str) -> None:
     with pytest.raises(UpdateError, match="known: fp32, bf16, int8, int4, topk:FRACTION"):

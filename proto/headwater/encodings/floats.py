@@ -81,7 +81,7 @@ def upper_halves(bits: NDArray[np.uint32]) -> NDArray[np.uint16]:
 
 def from_upper_halves(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
     """The float32 values of bfloat16s."""
-    return (halves.astype("<u4") << 16).view("<f4")
+    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def _bounded(rounded: NDArray[np.uint32], bits: NDArray[np.uint32]) -> NDArray[np.uint32]:

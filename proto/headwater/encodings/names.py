@@ -36,23 +36,28 @@ def encoding_named(name: str) -> Encoding:
     Raises:
         UpdateError: this program knows none.
     """
+    inner = _uncompressed(name.removesuffix(f"+{ZSTD}"))
+    if inner is None:
+        known = ", ".join((*PLAIN, f"{TOP}:FRACTION"))
+        raise UpdateError(
+            f"unknown update encoding {name[:80]!r}; known: {known}, each also with +{ZSTD}"
+        )
     if name.endswith(f"+{ZSTD}"):
-        inner = encoding_named(name.removesuffix(f"+{ZSTD}"))
-        if not isinstance(inner, Compressed):
-            return Compressed(inner, _WORDS.get(inner.name, 1))
+        return Compressed(inner, _WORDS.get(inner.name, 1))
+    return inner
+
+
+def _uncompressed(name: str) -> Encoding | None:
     if name in PLAIN:
         return PLAIN[name]
-    if found := _TOP.fullmatch(name):
-        try:
-            fraction = float(found["fraction"])
-        except ValueError:
-            fraction = 0.0
-        if 0 < fraction <= 1:
-            return Top(fraction, PLAIN[found["values"] or "bf16"])
-    known = ", ".join((*PLAIN, f"{TOP}:FRACTION"))
-    raise UpdateError(
-        f"unknown update encoding {name[:80]!r}; known: {known}, each also with +{ZSTD}"
-    )
+    found = _TOP.fullmatch(name)
+    if found is None:
+        return None
+    try:
+        fraction = float(found["fraction"])
+    except ValueError:
+        return None
+    return Top(fraction, PLAIN[found["values"] or "bf16"]) if 0 < fraction <= 1 else None
 
 
 def parts_of(name: str) -> frozenset[str]:

@@ -85,9 +85,14 @@ class Top:
         return max(float(left.max()), self.values.error_bound(change[places]))
 
     def _largest(self, change: NDArray[np.float32]) -> NDArray[np.intp]:
+        # Of those that are as large as the least one the first are kept: which ones a partition of
+        # places would take differs from processor to processor.
         sizes, most = np.abs(change), self.most(change.size)
-        places = np.argpartition(sizes, change.size - most)[change.size - most :]
-        return np.sort(places[sizes[places] > 0])
+        least = np.partition(sizes, change.size - most)[change.size - most]
+        if least == 0:
+            return np.flatnonzero(sizes)
+        larger, alike = np.flatnonzero(sizes > least), np.flatnonzero(sizes == least)
+        return np.sort(np.concatenate((larger, alike[: most - larger.size])))
 
 
 def _lower_bits(kept: int, count: int) -> int:
