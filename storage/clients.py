@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from storage import events
 from storage.names import free_name, unknown
-from storage.records import ClientRecord
+from storage.records import AssignmentState, ClientRecord
 from storage.schema import Assignment, Client
 from storage.views import client_record
 
@@ -98,6 +98,17 @@ def upload_speeds(session: Session, *, client_ids: Iterable[str]) -> dict[str, f
         if rows:
             speeds[client_id] = sum(row[0] for row in rows) / sum(row[1] or 0.0 for row in rows)
     return speeds
+
+
+def slow_encodings(session: Session, *, client_ids: Iterable[str]) -> dict[str, str]:
+    """The encoding of each client's last update, where that was under way and did not come."""
+    encodings = {}
+    for client_id in client_ids:
+        query = select(Assignment).where(Assignment.client_id == client_id)
+        last = session.scalar(query.order_by(Assignment.id.desc()).limit(1))
+        if last is not None and last.state == AssignmentState.EXPIRED and last.uploading_at:
+            encodings[client_id] = last.update_encoding or ""
+    return encodings
 
 
 def record_shared_identity(

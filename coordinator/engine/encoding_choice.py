@@ -32,17 +32,22 @@ def encoding_of(
     layout: Layout,
     bytes_per_second: float | None,
     deadline_seconds: float,
+    too_slow: str | None = None,
 ) -> Choice:
     """The encoding of one client's update.
 
     What the job says, unless that is `auto`: then the finest of `LADDER` that the client can write
     (`known`, of `headwater.encodings.names.PARTS`) and that its link carries in `UPLOAD_SHARE` of
     the deadline; the coarsest if none is small enough. `bytes_per_second` is None where its link
-    was not measured.
+    was not measured. `too_slow` is the encoding of the client's last update, if that did not come
+    in time: it gets a coarser one, since an upload that never ends is never measured.
     """
     if wanted != AUTO:
         return Choice(wanted, "as the job says")
     ladder = [one for one in LADDER if parts_of(one) <= set(known)] or ["fp32"]
+    if too_slow in ladder:
+        coarser = ladder[ladder.index(too_slow) + 1 :] or ladder[-1:]
+        return Choice(coarser[0], f"its last update, in {too_slow}, did not come in time")
     if bytes_per_second is None:
         at = LADDER.index(UNMEASURED)
         fit = [one for one in ladder if LADDER.index(one) >= at] or ladder[-1:]

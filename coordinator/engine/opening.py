@@ -163,10 +163,13 @@ def _write_opening(
 
 def _encodings(session: Session, run: JobRun, chosen: Sequence[Candidate]) -> dict[str, str]:
     """The encoding of each client's update, by its link where the job leaves it open."""
-    wanted, speeds = run.spec.updates.encoding, {}
+    wanted = run.spec.updates.encoding
+    speeds: Mapping[str, float] = {}
+    slow: Mapping[str, str] = {}
     if wanted == AUTO:
         client_ids = [one.client_id for one in chosen]
         speeds = client_repository.upload_speeds(session, client_ids=client_ids)
+        slow = client_repository.slow_encodings(session, client_ids=client_ids)
     return {
         one.client_id: encoding_of(
             wanted,
@@ -174,6 +177,7 @@ def _encodings(session: Session, run: JobRun, chosen: Sequence[Candidate]) -> di
             run.layout,
             speeds.get(one.client_id),
             run.spec.rounds.deadline_seconds,
+            slow.get(one.client_id),
         ).encoding
         for one in chosen
     }

@@ -31,6 +31,22 @@ def test_a_slower_link_gets_a_coarser_encoding(
     assert encoding_of("auto", PARTS, LAYOUT, bytes_per_second, 100.0).encoding == encoding
 
 
+@pytest.mark.parametrize(
+    ("last", "encoding"),
+    [
+        ("fp32", "bf16"),
+        ("int8+zstd", "int4+zstd"),
+        ("topk:0.01+zstd", "topk:0.01+zstd"),
+        ("of another job", "fp32"),
+    ],
+)
+def test_an_update_that_did_not_come_in_time_is_followed_by_a_coarser_one(
+    last: str, encoding: str
+) -> None:
+    """Also where earlier uploads were fast: the link has changed."""
+    assert encoding_of("auto", PARTS, LAYOUT, 1e9, 100.0, last).encoding == encoding
+
+
 def test_what_the_job_says_stands() -> None:
     for link in (None, 1.0, 1e9):
         assert encoding_of("bf16", PARTS, LAYOUT, link, 100.0).encoding == "bf16"

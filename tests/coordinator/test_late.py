@@ -16,6 +16,7 @@ from coordinator.replay.committed_round import WhatIf, committed_round
 from coordinator.replay.refold import replayed
 from coordinator.services.fleet import FleetService
 from coordinator.services.spool import clear_spool
+from headwater.encodings.names import PARTS
 from headwater.errors import ConflictError
 from headwater.safetensors import read_weights
 from headwater.v1 import fleet_pb2 as pb
@@ -425,3 +426,20 @@ async def test_a_lease_that_runs_out_in_an_upload_loses_nothing_of_it(rig: Rig) 
     answer = await b.offered(work, update)
     assert answer.from_byte == 8 + len(first.payload)
     assert (await b.deliver(work, update)).state == A.LATE
+
+
+async def test_auto_gets_coarser_where_an_upload_does_not_come_in_time(rig: Rig) -> None:
+    (a,) = await rig.attend("a")
+    a.attendee.hello.encodings[:] = PARTS
+    await rig.submit(cohort="1", count="3", evaluate='{ on = [] }\n[updates]\nencoding = "auto"')
+    for encoding in ("int8+zstd", "int4+zstd", "topk:0.01+zstd", "topk:0.01+zstd"):
+        work = await a.assigned()
+        assert (work.encoding, work.error_feedback) == (encoding, encoding != "int8+zstd")
+        found = rig.engine.find(work.assignment_id, a.attendee.client_id)
+        assert found is not None
+        update = change(rig, 0.5)
+        offer = a.offer(work, update)
+        offer.encoding, offer.size_bytes = encoding, 10
+        await rig.uploads.offered(*found, offer)
+        stay(rig, work)
+        await rig.clock.jump(DEADLINE)
