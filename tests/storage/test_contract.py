@@ -306,6 +306,9 @@ print("held", flush=True); sys.stdin.readline()
             first.reflect(connection)
             for name, table in rows.items():
                 known = first.tables[name].columns.keys()
+                # What came later has no value yet.
+                rows[name] = [{key: row[key] if key in known else None for key in row}
+                              for row in table]  # fmt: skip
                 fit = [{key: row[key] for key in known} for row in table]
                 if fit:
                     connection.execute(insert(Base.metadata.tables[name]), fit)
