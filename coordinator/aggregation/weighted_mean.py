@@ -9,6 +9,7 @@ that the result is a function of the set of updates and of nothing else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,14 @@ class WeightedMean:
 
     def shares(self, weights: Sequence[float]) -> list[float]:
         """Each update's part of all weights, whose sum is above 0."""
-        total = sum(weights)
+        total = fsum(weights)  # exact, so that no order of the updates shows in the ledger
         return [weight / total for weight in weights]
 
     def change(
         self, index: int, count: int, ordered: Sequence[Contribution]
     ) -> NDArray[np.float64]:
         """The mean of the changes, by their weights; see `Rule.change`."""
-        total = sum(one.weight for one in ordered)
+        total = fsum(one.weight for one in ordered)
         if total <= 0:
             raise UpdateError("there is no update with examples to fold")
         mean = weighted_sum(index, count, ordered)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from coordinator.aggregation.order import Contribution
 from coordinator.aggregation.rule import fold, fold_block
 from coordinator.aggregation.soundness import fault_of
+from coordinator.aggregation.staleness import discounted
 from coordinator.aggregation.weighted_mean import WeightedMean, weighted_sum
 from coordinator.services.upload import Upload
 from headwater.errors import UpdateError
@@ -126,3 +127,12 @@ def test_an_overflow_of_the_fold_is_refused_and_not_hidden(tmp_path):
     base = Weights(np.full(8, largest, np.float32), np.zeros(1, np.int64))
     change = stored(tmp_path, SMALL, np.full(8, largest, np.float32), 0, 1)
     assert "not finite" in fault_of(fold(WeightedMean(), base, [change], SMALL, 1), SMALL)
+
+
+def test_shares_do_not_depend_on_the_order_of_the_updates() -> None:
+    """Discounted weights have sums that depend on it, unless they are exact."""
+    weights = [discounted(examples, staleness) for examples in (1, 3, 8) for staleness in range(5)]
+    rule = WeightedMean()
+    shares = dict(zip(weights, rule.shares(weights), strict=True))
+    for order in (weights[::-1], sorted(weights), weights[7:] + weights[:7]):
+        assert rule.shares(order) == [shares[one] for one in order]
