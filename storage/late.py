@@ -8,7 +8,7 @@ That round takes it, whatever becomes of the round then: `folded_round_id` says 
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, Select, and_, or_, select
 from sqlalchemy.orm import Session
 
 from headwater.errors import ConflictError
@@ -26,39 +26,32 @@ from storage.transitions import UNFINISHED_JOBS
 FOLDS = Job.spec[("rounds", "late")].as_string() == "fold"
 """SQL for a job that folds its late updates."""
 
-HELD = or_(
-    Assignment.state == AssignmentState.ACCEPTED,
+_KEPT = and_(
+    Assignment.state == AssignmentState.LATE,
     # A digest alone is an update that was offered and never came.
-    and_(Assignment.state == AssignmentState.LATE, Assignment.update_size_bytes.is_not(None)),
+    Assignment.update_size_bytes.is_not(None),
 )
-"""SQL for an update that was acknowledged."""
+HELD = or_(Assignment.state == AssignmentState.ACCEPTED, _KEPT)
+"""SQL for an update that was acknowledged, as `AssignmentRecord.is_held`."""
 
 
 def waiting() -> ColumnElement[bool]:
     """SQL for late updates that the next round of their job takes."""
-    unfinished = (
-        select(Round.id).join(Job, Job.id == Round.job_id).where(Job.state.in_(UNFINISHED_JOBS))
-    )
-    return and_(
-        Assignment.state == AssignmentState.LATE,
-        Assignment.update_size_bytes.is_not(None),
-        Assignment.folded_round_id.is_(None),
-        Assignment.round_id.in_(unfinished),
-    )
+    unfinished = _rounds_of_jobs(Job.state.in_(UNFINISHED_JOBS))
+    return and_(_KEPT, Assignment.folded_round_id.is_(None), Assignment.round_id.in_(unfinished))
 
 
 def arriving() -> ColumnElement[bool]:
     """SQL for assignments whose round has ended, and whose update may still be on its way."""
-    folding = (
-        select(Round.id)
-        .join(Job, Job.id == Round.job_id)
-        .where(Job.state.in_(UNFINISHED_JOBS), FOLDS)
-    )
     return and_(
         Assignment.state == AssignmentState.EXPIRED,
         Assignment.update_digest.is_not(None),
-        Assignment.round_id.in_(folding),
+        Assignment.round_id.in_(_rounds_of_jobs(Job.state.in_(UNFINISHED_JOBS), FOLDS)),
     )
+
+
+def _rounds_of_jobs(*conditions: ColumnElement[bool]) -> Select[int]:
+    return select(Round.id).join(Job, Job.id == Round.job_id).where(*conditions)
 
 
 def note(session: Session, *, assignment_id: int, now: datetime) -> AssignmentRecord:

@@ -182,6 +182,13 @@ class AssignmentRecord:
     """The round that took a late update; None for the others, which their own round folds."""
     evidence: str | None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether its update, or evaluation, was acknowledged. A late one that has no size was
+        offered too late, and never came."""
+        is_kept = self.state is AssignmentState.LATE and self.update_size_bytes is not None
+        return self.state is AssignmentState.ACCEPTED or is_kept
+
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:

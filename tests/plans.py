@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from torch import nn
+
 from coordinator.compiler.compile import compile_plan
 from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.compiler.plan_cache import PlanCache
@@ -32,6 +34,18 @@ def compiled(name: str) -> CompiledPlan:
     plan = compile_case(ZOO[name], name)
     shared.write(name, plan.manifest, plan.members)
     return plan
+
+
+@cache
+def batch_norm_plan() -> CompiledPlan:
+    """A job of 20 features whose model has buffers and integers: updates of several blocks."""
+    return compile_case(
+        ZOO["mlp"],
+        "job",
+        model=nn.Sequential(nn.Linear(20, 5), nn.BatchNorm1d(5)),
+        optimizer={"name": "sgd", "learning_rate": 0.1},
+        metrics=["accuracy"],
+    )
 
 
 def opened(plan: CompiledPlan) -> Plan:

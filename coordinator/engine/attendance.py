@@ -54,6 +54,11 @@ class Attendance:
         """The client's attending instance."""
         return self._by_client.get(client_id)
 
+    def tell(self, client_id: str, message: fleet_pb2.AttendResponse) -> None:
+        """Queue a directive for the client, if it attends."""
+        if (attendee := self._by_client.get(client_id)) is not None:
+            attendee.push(message)
+
     def rival(self, client_id: str, instance_id: str) -> Attendee | None:
         """The attending instance that displaced this one before: both use one identity."""
         present = self._by_client.get(client_id)

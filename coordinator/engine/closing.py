@@ -10,10 +10,11 @@ from types import MappingProxyType
 from sqlalchemy.orm import Session
 
 from coordinator.engine import directives
+from coordinator.engine.fates import fates_of, part, rejections, tell_fates
 from coordinator.engine.fold import Folded, fold_round
 from coordinator.engine.held_out import held_out_metrics
 from coordinator.engine.late import goes_on, part_from_old
-from coordinator.engine.live import JobRun, LiveRound
+from coordinator.engine.live import JobRun
 from coordinator.engine.measures import metric_series, round_metrics
 from coordinator.engine.policy import Progress, guarding
 from coordinator.engine.rounds import log_fields, refresh
@@ -76,7 +77,7 @@ async def close_round(world: World, run: JobRun, reason: str) -> None:
     assert run.round is not None
     fates = None
     if run.spec.rounds.late == "fold":
-        fates = _fates(run.round, run.spec.rounds.cohort)
+        fates = fates_of(run.round, run.spec.rounds.cohort)
     record = await world.database.write(
         partial(
             round_repository.close,
@@ -88,7 +89,7 @@ async def close_round(world: World, run: JobRun, reason: str) -> None:
         )
     )
     run.round.record = record  # what follows may be repeated, and begins from here
-    _part(world, run, fates or {}, going_on=goes_on(run, made_version=True))
+    part(world, run, fates or {}, going_on=goes_on(run, made_version=True))
     part_from_old(world, run)
     await finish_round(world, run, record)
 
@@ -165,10 +166,10 @@ async def _commit(
     unmeasured: str,
 ) -> None:
     assert run.round is not None
-    fates = _fates(run.round, run.spec.rounds.cohort) | _rejections(folded.unsound)
+    fates = fates_of(run.round, run.spec.rounds.cohort) | rejections(folded.unsound)
     accepted = [one for one in record.assignments if one.id not in folded.unsound]
     measured = [*round_metrics(accepted), *_scheduled(run, record, accepted)]
-    await world.database.write(
+    committed = await world.database.write(
         partial(
             _write_commit,
             record=record,
@@ -183,8 +184,8 @@ async def _commit(
         _log.warning("not measured: %s", unmeasured, extra=log_fields(run))
     run.abandoned_in_a_row, run.unmeasured = 0, unmeasured
     _log.info("round committed: %s", record.reason, extra=log_fields(run))
-    _part(world, run, fates, going_on=False)
-    _tell(world, run, fates, set(folded.shares))
+    part(world, run, fates, going_on=False)
+    tell_fates(world, run.round, committed)
     await refresh(world, run)
 
 
@@ -257,8 +258,8 @@ async def abandon_round(
     With `pauses` the job pauses in the same write, for that reason.
     """
     assert run.round is not None
-    fates = _fates(run.round, run.spec.rounds.cohort) | _rejections(unsound)
-    await world.database.write(
+    fates = fates_of(run.round, run.spec.rounds.cohort) | rejections(unsound)
+    abandoned = await world.database.write(
         partial(
             _write_abandonment,
             run=run,
@@ -271,8 +272,8 @@ async def abandon_round(
     )
     run.abandoned_in_a_row += 1
     _log.warning("round abandoned: %s", reason, extra=log_fields(run))
-    _part(world, run, fates, going_on=goes_on(run, made_version=False))
-    _tell(world, run, fates, set())
+    part(world, run, fates, going_on=goes_on(run, made_version=False))
+    tell_fates(world, run.round, abandoned)
     await refresh(world, run)
 
 
@@ -285,52 +286,15 @@ def _write_abandonment(
     fates: Mapping[int, Fate],
     pauses: str,
     now: datetime,
-) -> None:
+) -> RoundRecord:
     """One transaction: the round's end, and the pause that keeps the next one from beginning."""
-    round_repository.abandon(session, round_id=round_id, reason=reason, fates=fates, now=now)
+    abandoned = round_repository.abandon(
+        session, round_id=round_id, reason=reason, fates=fates, now=now
+    )
     reference = run.record.reference
     job = job_repository.by_reference(session, reference=reference)
     if pauses and job.state in (JobState.QUEUED, JobState.RUNNING):
         job_repository.set_state(
             session, reference=reference, state=JobState.PAUSED, reason=pauses, now=now
         )
-
-
-def _fates(round_: LiveRound, cohort: int) -> dict[int, Fate]:
-    """How the assignments end that are still pending when their round does."""
-    complete = round_.accepted >= cohort
-    state = AssignmentState.RELEASED if complete else AssignmentState.EXPIRED
-    reason = "the cohort was complete" if complete else "the round ended before its update came"
-    return {one.record.id: Fate(state, reason, bytes_down=one.bytes_down) for one in round_.pending}
-
-
-def _rejections(unsound: Mapping[int, str]) -> dict[int, Fate]:
-    """How accepted assignments end whose updates the fold refused."""
-    return {at: Fate(AssignmentState.REJECTED, reason) for at, reason in unsound.items()}
-
-
-def _part(world: World, run: JobRun, fates: Mapping[int, Fate], *, going_on: bool) -> None:
-    """Part from clients that have not delivered; those who are late stay at work if `going_on`."""
-    assert run.round is not None
-    for live in run.round.pending:
-        if (fate := fates.get(live.record.id)) is None:
-            continue
-        live.state = fate.state
-        if going_on and fate.state is AssignmentState.EXPIRED:
-            run.late[live.record.id] = live
-        elif (attendee := world.attendance.get(live.record.client_id)) is not None:
-            attendee.push(directives.cancel_message(live.record.id, fate.reason))
-
-
-def _tell(world: World, run: JobRun, fates: Mapping[int, Fate], folded: set[int]) -> None:
-    """Tell the clients whose updates were accepted what became of them."""
-    assert run.round is not None
-    for live in run.round.assignments.values():
-        attendee = world.attendance.get(live.record.client_id)
-        if attendee is None or live.state is not AssignmentState.ACCEPTED:
-            continue
-        fate = fates.get(live.record.id, Fate(live.state, ""))
-        is_folded = live.record.id in folded
-        attendee.push(
-            directives.fate_message(live.record.id, fate.state, fate.reason, folded=is_folded)
-        )
+    return abandoned

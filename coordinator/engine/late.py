@@ -37,15 +37,14 @@ def part_from_old(world: World, run: JobRun) -> None:
     for at, live in list(run.late.items()):
         if reason := too_late(run, live.base_version):
             del run.late[at]
-            if (attendee := world.attendance.get(live.record.client_id)) is not None:
-                attendee.push(directives.cancel_message(at, reason))
+            world.attendance.tell(live.record.client_id, directives.cancel_message(at, reason))
 
 
 def part_from_all(world: World, run: JobRun) -> None:
     """The job has ended: nothing of it is awaited any more."""
     for at, live in run.late.items():
-        if (attendee := world.attendance.get(live.record.client_id)) is not None:
-            attendee.push(directives.cancel_message(at, run.record.state_reason))
+        cancel = directives.cancel_message(at, run.record.state_reason)
+        world.attendance.tell(live.record.client_id, cancel)
     run.late.clear()
 
 

@@ -4,11 +4,12 @@ import logging
 from functools import partial
 
 from coordinator.engine import directives
+from coordinator.engine.fates import tell_fates
 from coordinator.engine.live import JobRun, LiveAssignment, LiveRound
 from coordinator.engine.world import World
 from storage import jobs as job_repository
 from storage import rounds as round_repository
-from storage.records import AssignmentState, RoundRecord
+from storage.records import RoundRecord
 
 _log = logging.getLogger("headwater.round")
 
@@ -66,7 +67,8 @@ async def catch_up(world: World, run: JobRun) -> None:
     )
     record = await world.database.read(partial(round_repository.unfinished, job_id=run.record.id))
     if run.round is not None and (record is None or record.id != run.round.record.id):
-        await _tell_ended(world, run.round)
+        ended = partial(round_repository.get, round_id=run.round.record.id)
+        tell_fates(world, run.round, await world.database.read(ended))
     if record is None:
         run.round = None
         return
@@ -80,17 +82,6 @@ async def catch_up(world: World, run: JobRun) -> None:
         run.round = live_round(world, record, extensions)
         for live in run.round.assignments.values():
             send_assignment(world, run, live)
-
-
-async def _tell_ended(world: World, ended: LiveRound) -> None:
-    """Tell the clients whose updates a round accepted what became of them, by its ledger."""
-    record = await world.database.read(partial(round_repository.get, round_id=ended.record.id))
-    for one in record.assignments:
-        live, attendee = ended.assignments.get(one.id), world.attendance.get(one.client_id)
-        if live is None or live.state is not AssignmentState.ACCEPTED or attendee is None:
-            continue
-        is_folded = one.weight is not None
-        attendee.push(directives.fate_message(one.id, one.state, one.reason, folded=is_folded))
 
 
 async def wait_for(run: JobRun, reason: str) -> None:

@@ -19,7 +19,7 @@ from coordinator.engine.live import JobRun, LiveAssignment
 from coordinator.engine.rounds import send_assignment
 from coordinator.services.checks import checked_digest, checked_hello, printable
 from coordinator.services.pace import watched
-from coordinator.services.uploads import Uploads, is_held, is_late, wanted
+from coordinator.services.uploads import Uploads, is_late, wanted
 from headwater.errors import (
     BlobError,
     ConflictError,
@@ -292,7 +292,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             if await self._awaits_fold(record):
                 continue
             # A late one that is held counts as folded from its receipt on.
-            is_late = record.state is AssignmentState.LATE and is_held(record)
+            is_late = record.state is AssignmentState.LATE and record.is_held
             folded = is_late or record.weight is not None
             attendee.push(fate_message(record.id, record.state, record.reason, folded=folded))
 
@@ -319,7 +319,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         if record is None or record.client_id != client_id:
             reason = "this coordinator has no such assignment of this client"
             return cancel_message(assignment_id, reason)
-        if record.state is AssignmentState.LATE and is_held(record):
+        if record.state is AssignmentState.LATE and record.is_held:
             return None  # it offers the update again, and learns then that it is held
         if await self._awaits_fold(record):
             return None

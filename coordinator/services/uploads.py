@@ -394,15 +394,9 @@ def wanted(run: JobRun, live: LiveAssignment) -> bool:
     return is_open and live.pending
 
 
-def is_held(record: AssignmentRecord) -> bool:
-    """Whether the assignment's update, or evaluation, was acknowledged."""
-    kept = record.state is AssignmentState.LATE and record.update_size_bytes is not None
-    return record.state is AssignmentState.ACCEPTED or kept
-
-
 def has_accepted(record: AssignmentRecord, digest: str) -> bool:
     """Whether this update is the one that is held; an evaluation's digest is empty."""
-    return is_held(record) and (record.update_digest or "") == digest
+    return record.is_held and (record.update_digest or "") == digest
 
 
 def receipt_of(record: AssignmentRecord) -> fleet_pb2.Receipt:

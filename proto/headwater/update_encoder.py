@@ -93,13 +93,6 @@ class UpdateEncoder:
         return payload
 
 
-def encode_update(
-    base: Weights, trained: Weights, layout: Layout, encoding: Encoding, seed: int = 0
-) -> Iterator[bytes]:
-    """The frames of an update without error feedback; raises UpdateError as `UpdateEncoder`."""
-    return UpdateEncoder(base, trained, layout, encoding, seed).frames()
-
-
 def _exact(change: NDArray[np.float32]) -> bytes:
     return EXACT.encode(change, 0)
 

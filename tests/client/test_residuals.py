@@ -32,6 +32,16 @@ def sent(job: TinyJob, data: bytes, folder: Path) -> list[float]:
     return sorted(update.change(0).tolist())
 
 
+async def first_folded(fleet: FakeFleet) -> TinyJob:
+    """A job of which one update was made and folded."""
+    job = TinyJob(fleet)
+    await fleet.next("welcomed")
+    fleet.push(assignment=given(job, 1))
+    await fleet.next("update")
+    fleet.push(fate=pb.Fate(assignment_id=1, state="accepted", folded=True))
+    return job
+
+
 FATES = {
     "folded": ({"state": "accepted", "folded": True}, 12.0),
     "accepted into a round that was abandoned": ({"state": "accepted", "folded": False}, 6.0),
@@ -105,11 +115,7 @@ async def test_an_update_that_was_dropped_leaves_what_was_before(
     fleet: FakeFleet, device: Device, tmp_path: Path
 ) -> None:
     """Cancelled while it is offered, and another assignment of the job comes."""
-    job = TinyJob(fleet)
-    await fleet.next("welcomed")
-    fleet.push(assignment=given(job, 1))
-    await fleet.next("update")
-    fleet.push(fate=pb.Fate(assignment_id=1, state="accepted", folded=True))
+    job = await first_folded(fleet)
     fleet.offer_answers = [
         pb.OfferResponse(verdict=pb.OFFER_VERDICT_NOT_NEEDED, reason="its round is over")
     ]
@@ -124,11 +130,7 @@ async def test_an_update_that_was_dropped_leaves_what_was_before(
 async def test_jobs_and_encodings_without_feedback_share_nothing(
     fleet: FakeFleet, device: Device, tmp_path: Path
 ) -> None:
-    job = TinyJob(fleet)
-    await fleet.next("welcomed")
-    fleet.push(assignment=given(job, 1))
-    await fleet.next("update")
-    fleet.push(fate=pb.Fate(assignment_id=1, state="accepted", folded=True))
+    job = await first_folded(fleet)
     fleet.push(assignment=given(job, 2, job="another"))
     assert sent(job, await fleet.next("update"), tmp_path) == [0, 0, 0, 6]
     fleet.push(assignment=job.assignment(3, encoding=ENCODING))

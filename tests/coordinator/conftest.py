@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from coordinator.engine.attendance import Attendance
 from coordinator.engine.world import World
 from storage.blob_directory import BlobDirectory
 from storage.database import Database, open_database
+from tests.coordinator.rig import Rig, rigged
 from tests.storage.world import World as Rows
 from tests.system.training import write_job
 
@@ -68,3 +69,10 @@ def rows(database: Database) -> Rows:
     rows.client("a")
     rows.client("b")
     return rows
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, database: Database, plan: CompiledPlan) -> AsyncIterator[Rig]:
+    """A coordinator under a clock that jumps, for the module's own `plan`."""
+    async with rigged(tmp_path, database, plan) as rig:
+        yield rig

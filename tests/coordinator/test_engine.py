@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -37,18 +37,6 @@ from tests.zoo import ZOO, batch
 def plan() -> CompiledPlan:
     optimizer = {"name": "sgd", "learning_rate": 0.1}
     return compile_case(ZOO["mlp"], "job", optimizer=optimizer, metrics=["accuracy"])
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with open_database(f"sqlite:///{tmp_path / 'headwater.db'}", create=True) as database:
-        yield database
-
-
-@pytest.fixture
-async def rig(tmp_path: Path, database: Database, plan: CompiledPlan) -> AsyncIterator[Rig]:
-    async with rigged(tmp_path, database, plan) as rig:
-        yield rig
 
 
 async def test_a_round_closes_at_its_deadline_with_its_quorum(rig: Rig) -> None:

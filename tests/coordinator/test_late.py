@@ -1,7 +1,7 @@
 """Updates that come after their round: folded into the next, once, with what they are worth."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sqlalchemy import text
-from torch import nn
 
 from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.replay.committed_round import WhatIf, committed_round
@@ -29,31 +28,13 @@ from storage.records import AssignmentRecord, JobState, RoundRecord, RoundState
 from storage.records import AssignmentState as A
 from storage.verify import verify
 from tests.coordinator.rig import DEADLINE, LEASE, Device, Rig, rigged
-from tests.plans import compile_case, opened
+from tests.plans import batch_norm_plan, opened
 from tests.system.device import Update, frames_of, make_update
-from tests.zoo import ZOO
 
 
 @pytest.fixture(scope="module")
 def plan() -> CompiledPlan:
-    """With integers, and so of two blocks."""
-    optimizer = {"name": "sgd", "learning_rate": 0.1}
-    model = nn.Sequential(nn.Linear(20, 5), nn.BatchNorm1d(5))
-    return compile_case(
-        ZOO["mlp"], "job", model=model, optimizer=optimizer, metrics=["accuracy"]
-    )  # fmt: skip
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with open_database(f"sqlite:///{tmp_path / 'headwater.db'}", create=True) as database:
-        yield database
-
-
-@pytest.fixture
-async def rig(tmp_path: Path, database: Database, plan: CompiledPlan) -> AsyncIterator[Rig]:
-    async with rigged(tmp_path, database, plan) as rig:
-        yield rig
+    return batch_norm_plan()
 
 
 async def folding(rig: Rig, more: str = "", **changes: str) -> str:

@@ -1,49 +1,42 @@
 """What is said of an assignment while its round's end is being written, and what waits too long."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.services.fleet import FleetService
 from headwater.v1 import fleet_pb2 as pb
 from storage import rounds as round_repository
-from storage.database import Database, open_database
 from storage.records import AssignmentState as A
 from storage.records import JobState, RoundState
 from storage.retention import release_updates
 from storage.verify import verify
-from tests.coordinator.rig import DEADLINE, Rig, rigged, stream
+from tests.coordinator.rig import DEADLINE, Rig, stream
 from tests.coordinator.test_late import change, folding, past_the_deadline, row_of, stay
-from tests.plans import compile_case
-from tests.zoo import ZOO
+from tests.plans import batch_norm_plan
 
 
 @pytest.fixture(scope="module")
 def plan() -> CompiledPlan:
-    """With integers, and so of two blocks."""
-    optimizer = {"name": "sgd", "learning_rate": 0.1}
-    model = nn.Sequential(nn.Linear(20, 5), nn.BatchNorm1d(5))
-    return compile_case(
-        ZOO["mlp"], "job", model=model, optimizer=optimizer, metrics=["accuracy"]
-    )  # fmt: skip
+    return batch_norm_plan()
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with open_database(f"sqlite:///{tmp_path / 'headwater.db'}", create=True) as database:
-        yield database
+def held_up_fold(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """From now on a fold waits: set once it has begun, and to be set for it to go on."""
+    folds, goes_on = asyncio.Event(), asyncio.Event()
+    compute = type(rig.world).compute
 
+    async def waits(self: Any, *arguments: Any, **options: Any) -> Any:
+        folds.set()
+        await goes_on.wait()
+        return await compute(self, *arguments, **options)
 
-@pytest.fixture
-async def rig(tmp_path: Path, database: Database, plan: CompiledPlan) -> AsyncIterator[Rig]:
-    async with rigged(tmp_path, database, plan) as rig:
-        yield rig
+    monkeypatch.setattr(type(rig.world), "compute", waits)
+    return folds, goes_on
 
 
 def while_it_closes(
@@ -180,21 +173,13 @@ async def test_a_late_receipt_is_given_again_while_its_own_round_still_closes(
     first, second = await a.assigned(), await b.assigned()
     await a.deliver(first)
     stay(rig, second)
-    folding_goes_on, folds = asyncio.Event(), asyncio.Event()
-    compute = type(rig.world).compute
-
-    async def waits(self: Any, *arguments: Any, **options: Any) -> Any:
-        folds.set()
-        await folding_goes_on.wait()
-        return await compute(self, *arguments, **options)
-
-    monkeypatch.setattr(type(rig.world), "compute", waits)
+    folds, goes_on = held_up_fold(rig, monkeypatch)
     await rig.clock.jump(DEADLINE)
     await asyncio.wait_for(folds.wait(), 10)
     receipt = await b.deliver(second, change(rig, 0.5))
     assert receipt.state == A.LATE
     again = await b.offered(second, change(rig, 0.5))
-    folding_goes_on.set()
+    goes_on.set()
     assert (again.verdict, again.receipt) == (pb.OFFER_VERDICT_HAVE_IT, receipt)
     assert (await rig.ended(job, 1)).state is RoundState.COMMITTED
 
@@ -207,15 +192,7 @@ async def test_no_late_update_is_taken_while_the_last_round_closes(
     job = await folding(rig)
     late = await past_the_deadline(rig, 1, a, b, job)
     work = await a.assigned()
-    goes_on, folds = asyncio.Event(), asyncio.Event()
-    compute = type(rig.world).compute
-
-    async def waits(self: Any, *arguments: Any, **options: Any) -> Any:
-        folds.set()
-        await goes_on.wait()
-        return await compute(self, *arguments, **options)
-
-    monkeypatch.setattr(type(rig.world), "compute", waits)
+    folds, goes_on = held_up_fold(rig, monkeypatch)
     await a.deliver(work)
     await asyncio.wait_for(folds.wait(), 10)
     answer = await b.offered(late, change(rig, 0.5))

@@ -1,6 +1,6 @@
 """Rounds of a job with server momentum: its state is the version's, whatever happens between."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import text
-from torch import nn
 
 from coordinator.aggregation.momentum import Momentum
 from coordinator.aggregation.server_optimizer import first_state
@@ -28,9 +27,8 @@ from storage.database import Database, open_database
 from storage.records import RoundState
 from storage.verify import verify
 from tests.coordinator.rig import LEASE, Device, Rig, rigged
-from tests.plans import compile_case, opened
+from tests.plans import batch_norm_plan, opened
 from tests.system.device import Update, make_update
-from tests.zoo import ZOO
 
 MOMENTUM = '{ name = "momentum", learning_rate = 0.5, momentum = 0.9, nesterov = true }'
 CHANGES = (0.25, -0.125, 0.5, 0.0625)
@@ -38,24 +36,7 @@ CHANGES = (0.25, -0.125, 0.5, 0.0625)
 
 @pytest.fixture(scope="module")
 def plan() -> CompiledPlan:
-    """With buffers and integers, which have no momentum."""
-    optimizer = {"name": "sgd", "learning_rate": 0.1}
-    model = nn.Sequential(nn.Linear(20, 5), nn.BatchNorm1d(5))
-    return compile_case(
-        ZOO["mlp"], "job", model=model, optimizer=optimizer, metrics=["accuracy"]
-    )  # fmt: skip
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with open_database(f"sqlite:///{tmp_path / 'headwater.db'}", create=True) as database:
-        yield database
-
-
-@pytest.fixture
-async def rig(tmp_path: Path, database: Database, plan: CompiledPlan) -> AsyncIterator[Rig]:
-    async with rigged(tmp_path, database, plan) as rig:
-        yield rig
+    return batch_norm_plan()
 
 
 async def submitted(rig: Rig, **changes: str) -> str:

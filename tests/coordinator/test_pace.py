@@ -1,34 +1,19 @@
 """A download that its client does not take is cut after a minute, and goes on when it returns."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
-from coordinator.compiler.compiled_plan import CompiledPlan
 from coordinator.services.fleet import FleetService
 from coordinator.services.pace import MESSAGE_BYTES, pace_seconds, too_slow
 from headwater.v1 import fleet_pb2 as pb
 from headwater.v1 import fleet_pb2_grpc
-from storage.database import Database, open_database
-from tests.coordinator.rig import JumpingClock, Rig, rigged
+from tests.coordinator.rig import JumpingClock, Rig
 
 CONTENT = bytes(32 * 2**20)
 """More than gRPC takes ahead of its reader."""
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with open_database(f"sqlite:///{tmp_path / 'headwater.db'}", create=True) as database:
-        yield database
-
-
-@pytest.fixture
-async def rig(tmp_path: Path, database: Database, plan: CompiledPlan) -> AsyncIterator[Rig]:
-    async with rigged(tmp_path, database, plan) as rig:
-        yield rig
 
 
 class Watched(FleetService):

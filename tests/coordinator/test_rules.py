@@ -18,7 +18,7 @@ from coordinator.aggregation.soundness import fault_of
 from coordinator.aggregation.weighted_mean import WeightedMean
 from headwater.errors import UpdateError
 from headwater.layout import BLOCK_ELEMENTS, Layout, Role, TensorSpec, Weights
-from headwater.update_encoder import encode_update
+from headwater.update_encoder import UpdateEncoder
 from headwater.updates import StoredUpdate
 from tests.coordinator.stored_updates import EXACT, SMALL, stored, updates
 
@@ -130,7 +130,7 @@ def test_one_update_gives_the_trained_weights(rule: Rule, tmp_path):
     base = Weights(np.zeros(8, np.float32), np.zeros(1, np.int64))
     trained = Weights(np.linspace(0.1, 3, 8, dtype=np.float32), np.array([4], np.int64))
     path = tmp_path / "update"
-    path.write_bytes(b"".join(encode_update(base, trained, SMALL, EXACT)))
+    path.write_bytes(b"".join(UpdateEncoder(base, trained, SMALL, EXACT).frames()))
     one = Contribution("0" * 64, 17, StoredUpdate(path, SMALL, EXACT))
     result = fold(rule, base, [one], SMALL, 1)
     np.testing.assert_array_equal(result.floats, trained.floats)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from headwater.encodings.names import EXACT, encoding_named
 from headwater.errors import UpdateError
 from headwater.layout import BLOCK_ELEMENTS, Layout, Role, TensorSpec, Weights
-from headwater.update_encoder import encode_update
+from headwater.update_encoder import UpdateEncoder
 from headwater.updates import (
     FRAME_HEADER,
     Section,
@@ -37,7 +37,7 @@ def weights(seed: int) -> Weights:
 
 
 def encoded(base: Weights, trained: Weights) -> bytes:
-    return b"".join(encode_update(base, trained, LAYOUT, EXACT))
+    return b"".join(UpdateEncoder(base, trained, LAYOUT, EXACT).frames())
 
 
 def test_no_block_spans_two_sections():
